@@ -1,0 +1,34 @@
+"""The errors a user can meet: one sentence that names the thing, one that says what to do."""
+
+from __future__ import annotations
+
+__all__ = ["CannotRunHere", "FaqError", "InputError"]
+
+
+class FaqError(Exception):
+    """A failure that the user can act on. The CLI prints it without a traceback.
+
+    Args:
+        what: one sentence that names the thing and what is wrong with it.
+        remedy: what to do about it; printed after `Note:`.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\nNote: {self.remedy}"
+
+
+class InputError(FaqError):
+    """Bad usage or bad input (exit code 2)."""
+
+
+class CannotRunHere(FaqError):
+    """The environment lacks what is needed: a GPU, TensorRT, a package (exit code 3)."""
+
+    exit_code = 3

@@ -1,0 +1,156 @@
+"""A run on disk: what each verb left, what it was made from, and whether that still holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engines.errors import InputError
+from engines.files import sha256_of, write_atomic
+
+__all__ = ["FORMAT", "Manifest", "RunFolder", "Step"]
+
+FORMAT: Final = 1  # raised when an older tool could no longer read a run
+
+
+class Step(BaseModel):
+    """One verb's record: the files it read and wrote, as sha256 by path relative to the run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: dict[str, str] = {}
+    outputs: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    facts: dict[str, object] = {}
+
+
+class Manifest(BaseModel):
+    """`manifest.json`: format number, tool version and one `Step` a verb (`build` one an engine)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = FORMAT
+    faq_deploy: str
+    steps: dict[str, Step] = {}
+
+
+class RunFolder:
+    """A folder that each verb reads and adds to.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def manifest(self) -> Manifest:
+        """Read the manifest.
+
+        Raises:
+            InputError: no run here, a damaged manifest, or one from a newer version.
+        """
+        file = self.path / "manifest.json"
+        if not file.is_file():
+            raise InputError(
+                f"{self.path} holds no run (manifest.json is missing).",
+                f"make one with `faq-deploy quantize MODEL --data DIR -o {self.path}`.",
+            )
+        try:
+            raw = json.loads(file.read_text())
+            found = raw.get("format") if isinstance(raw, dict) else None
+            if isinstance(found, int) and found > FORMAT:
+                raise InputError(
+                    f"{self.path} was made by a newer faq-deploy (run format {found}, this one reads up to {FORMAT}).",
+                    "upgrade faq-deploy, or make the run again with this version.",
+                )
+            return Manifest.model_validate(raw)
+        except (ValueError, ValidationError) as error:
+            raise InputError(
+                f"{file} is damaged: {_first_line(error)}.", "make the run again with `faq-deploy quantize --force`."
+            ) from error
+
+    def record(
+        self,
+        step: str,
+        *,
+        version: str,
+        inputs: Sequence[str] = (),
+        outputs: Sequence[str] = (),
+        versions: Mapping[str, str] | None = None,
+        facts: Mapping[str, object] | None = None,
+        after: Sequence[str] = (),
+    ) -> None:
+        """Write a verb's record, hashing its files, and drop the records of steps that came later.
+
+        Args:
+            step: the verb, or `build/NAME` for one engine.
+            version: of faq-deploy.
+            inputs: files read, relative to the run folder.
+            outputs: files written, relative to the run folder.
+            versions: package versions that matter for this step.
+            facts: JSON values worth keeping (seconds, bytes, counts).
+            after: prefixes of steps whose records this one makes stale.
+        """
+        file = self.path / "manifest.json"
+        manifest = self.manifest() if file.is_file() else Manifest(faq_deploy=version)
+        steps = {k: v for k, v in manifest.steps.items() if not any(k == a or k.startswith(f"{a}/") for a in after)}
+        steps[step] = Step(
+            inputs={name: sha256_of(self.path / name) for name in inputs},
+            outputs={name: sha256_of(self.path / name) for name in outputs},
+            versions=dict(versions or {}),
+            facts=dict(facts or {}),
+        )
+        write_atomic(file, manifest.model_copy(update={"steps": steps, "faq_deploy": version}).model_dump_json(indent=2))
+
+    def require(self, step: str, name: str) -> Path:
+        """The file `name` that `step` left, unchanged since.
+
+        Raises:
+            InputError: the step was not run, or its file is missing or was changed afterwards.
+        """
+        record = self.manifest().steps.get(step)
+        verb = step.partition("/")[0]
+        again = f"run `faq-deploy {verb} {self.path}` again."
+        if record is None or name not in record.outputs:
+            raise InputError(f"{self.path} has no {name} yet.", again)
+        file = self.path / name
+        if not file.is_file():
+            raise InputError(f"{file} is missing although the manifest lists it.", again)
+        if sha256_of(file) != record.outputs[name]:
+            raise InputError(f"{file} was changed after `faq-deploy {verb}` wrote it (its sha256 differs).", again)
+        return file
+
+    def require_fresh(self, step: str, name: str, made_from: Mapping[str, str]) -> Path:
+        """Like `require`, and its inputs must still be what other steps left.
+
+        Args:
+            step: the step that wrote `name`.
+            name: the file wanted.
+            made_from: input file -> the step that writes it.
+
+        Raises:
+            InputError: as `require`, or `name` was made from other inputs than the run holds now.
+        """
+        file = self.require(step, name)
+        record = self.manifest().steps[step]
+        for source, source_step in made_from.items():
+            now = sha256_of(self.require(source_step, source))
+            if record.inputs.get(source) != now:
+                verb = step.partition("/")[0]
+                raise InputError(
+                    f"{file} is stale: it was made from another {source}.",
+                    f"run `faq-deploy {verb} {self.path}` again.",
+                )
+        return file
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
