@@ -1,0 +1,51 @@
+# Everything runs in .venv, made on first use; the stamps in it say what is installed. `make` alone lists the targets.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+# so that what runs below finds the installed faq-deploy by name
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+demo: $(VENV)/demo.stamp ## train a small net, quantize it to 8 and 4 bits, export, build, and show the verdict
+	$(BIN)/faq-deploy demo -o runs/demo $(DEMO_ARGS)
+
+test: lint ## lint, then the whole test suite (PYTEST_ARGS=--slow adds the slow tests)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(VENV)/dev.stamp ## ruff, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+bench: $(VENV)/dev.stamp ## every script in benchmarks/, one after the other
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## remove .venv, caches, builds and the demo's run; other runs stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/venv.stamp:
+	@test -n "$(PYTHON)" || { echo "faq-deploy needs Python 3.11, 3.12 or 3.13: install one, or name it with PYTHON=..." >&2; exit 3; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/venv.stamp
+	@echo "Installing into $(VENV): the first time this takes minutes, torch is large."
+	$(INSTALL) -e '.[torch,demo]'
+	@$(INSTALL) -e '.[rtx]' || echo "TensorRT-RTX is not to be had for this platform: going on without its engines."
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/demo.stamp
+	$(INSTALL) -e '.[torch,demo,timm,dev]'
+	@touch $@

@@ -1,0 +1,224 @@
+"""The verb `build`: an engine for each wanted runtime, from a run's model.onnx or from any ONNX file."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import onnx
+
+from engines import engine_manifest, onnx_facts
+from engines.engine_manifest import EngineManifest
+from engines.errors import CannotRunHere, FaqError, InputError
+from engines.files import atomic_path, sha256_of
+from engines.host import Gpu, Host, RuntimeName, same_version, this_host
+from engines.onnx_facts import OnnxFacts
+from engines.ort import OrtRunner
+from engines.profile import Profile
+from engines.run_folder import RunFolder
+from engines.tensorrt import OLDEST_SM, BuiltEngine, build_rtx, build_tensorrt, check_signed, check_sm
+from engines.tensorrt_package import load
+
+__all__ = [
+    "DEFAULT_SMS",
+    "BuildEvent",
+    "BuildResult",
+    "Status",
+    "build_engines",
+    "build_onnx_file",
+    "default_runtime",
+    "exit_code",
+]
+
+Status = Literal["built", "kept", "failed", "refused", "unavailable"]
+
+DEFAULT_SMS: Final = (75, 80, 86, 89, 120)  # where neither --sm nor a GPU says which
+
+
+@dataclass(frozen=True)
+class BuildEvent:
+    """Progress: a build started, or stopped after `seconds` with a `status`."""
+
+    name: str
+    phase: Literal["start", "stop"]
+    seconds: float = 0.0
+    status: Status | None = None
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What became of one wanted engine.
+
+    Args:
+        name: such as "tensorrt-rtx-sm86"; also its folder's name.
+        status: built; kept (it was there and still fits); failed (the builder refused it); refused (it makes no
+            sense: a GPU without INT8, a file of another target); unavailable (this machine lacks what it needs).
+        manifest: its record, where there is an engine.
+        reason: why there is none, one sentence.
+        remedy: what to do about it.
+    """
+
+    name: str
+    status: Status
+    manifest: EngineManifest | None = None
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    name: str
+    runtime: RuntimeName
+    sm: int | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    facts: OnnxFacts
+    folder: Path  # engines/
+    profile: Profile
+    version: str
+    host: Host
+    on_event: Callable[[BuildEvent], None] | None
+    force: bool
+
+
+def build_engines(
+    run: RunFolder,
+    runtimes: Sequence[RuntimeName],
+    sms: Sequence[int],
+    profile: Profile,
+    *,
+    version: str,
+    on_event: Callable[[BuildEvent], None] | None = None,
+    force: bool = False,
+) -> list[BuildResult]:
+    """Build the wanted engines of a run into `engines/NAME/`; one that fails does not stop the others.
+
+    Args:
+        run: a run after `export`.
+        runtimes: what to build for; empty takes `tensorrt-rtx` where `sms` are given, else `default_runtime`.
+        sms: GPU architectures for `tensorrt-rtx`; empty takes this machine's GPU, or else DEFAULT_SMS.
+        profile: batch sizes.
+        version: of faq-deploy, for the records.
+        on_event: told when each build starts and stops.
+        force: build again what is there and still fits.
+
+    Returns:
+        One result a wanted engine, in the order asked for.
+
+    Raises:
+        InputError: no run, no model.onnx or a stale one, a file that the linter finds wrong, or --sm without RTX.
+    """
+    model = run.require_fresh("export", "model.onnx", {"quantized.pt": "quantize"})
+    job = _Job(_checked(model), run / "engines", profile, version, this_host(), on_event, force)
+    results = []
+    for wanted in _wanted(runtimes, sms, job):
+        result = _make(wanted, job)
+        if result.manifest is not None:
+            _record(run, result.name, result.manifest, version)
+        results.append(result)
+    return results
+
+
+def build_onnx_file(
+    onnx_path: Path,
+    output: Path,
+    runtimes: Sequence[RuntimeName],
+    sms: Sequence[int],
+    profile: Profile,
+    *,
+    version: str,
+    on_event: Callable[[BuildEvent], None] | None = None,
+    force: bool = False,
+) -> list[BuildResult]:
+    """Like `build_engines` from an ONNX file alone, as on an edge box; engines go to `output/NAME/`.
+
+    Args:
+        onnx_path: a QDQ file that `export` wrote, or another tool's.
+        output: folder for the engines' folders.
+        runtimes: as for `build_engines`.
+        sms: as for `build_engines`.
+        profile: as for `build_engines`.
+        version: as for `build_engines`.
+        on_event: as for `build_engines`.
+        force: as for `build_engines`.
+
+    Returns:
+        One result a wanted engine, in the order asked for.
+
+    Raises:
+        InputError: no such file, no ONNX file, one that the linter finds wrong, or --sm without RTX.
+    """
+    job = _Job(_checked(onnx_path), output, profile, version, this_host(), on_event, force)
+    return [_make(wanted, job) for wanted in _wanted(runtimes, sms, job)]
+
+
+def default_runtime(facts: OnnxFacts, host: Host) -> RuntimeName:
+    """`tensorrt` where it is installed, a GPU runs INT8 and the file suits it; else `onnxruntime`."""
+    if host.gpu is None or host.gpu.sm < OLDEST_SM or facts.unsigned_node is not None:
+        return "onnxruntime"
+    try:
+        load("tensorrt")
+    except CannotRunHere:
+        return "onnxruntime"
+    return "tensorrt"
+
+
+def exit_code(results: Sequence[BuildResult]) -> int:
+    """0 if every engine is there; 2 if all were refused; 3 if none could be tried here; else 1."""
+    statuses = {result.status for result in results}
+    if statuses <= {"built", "kept"}:
+        return 0
+    if statuses <= {"refused"}:
+        return 2
+    return 3 if statuses <= {"refused", "unavailable"} else 1
+
+
+def _checked(onnx_path: Path) -> OnnxFacts:
+    facts = onnx_facts.read(onnx_path)
+    return facts
+
+
+def _wanted(runtimes: Sequence[RuntimeName], sms: Sequence[int], job: _Job) -> list[_Wanted]:
+    chosen = tuple(dict.fromkeys(runtimes)) or (("tensorrt-rtx",) if sms else (default_runtime(job.facts, job.host),))
+    if sms and "tensorrt-rtx" not in chosen:
+        raise InputError(
+            f"--sm chooses GPUs for tensorrt-rtx, which is not among the runtimes ({', '.join(chosen)}).",
+            "add --runtime tensorrt-rtx, or leave out --sm.",
+        )
+    architectures = tuple(dict.fromkeys(sms)) or ((job.host.gpu.sm,) if job.host.gpu else DEFAULT_SMS)
+    wanted: list[_Wanted] = []
+    for runtime in chosen:
+        if runtime == "tensorrt-rtx":
+            wanted += [_Wanted(f"{runtime}-sm{sm}", runtime, sm) for sm in architectures]
+        else:
+            wanted.append(_Wanted(runtime, runtime, job.host.gpu.sm if runtime == "tensorrt" and job.host.gpu else None))
+    return wanted
+
+
+def _make(wanted: _Wanted, job: _Job) -> BuildResult:
+    """Refuse, keep or build one engine."""
+    try:
+        if wanted.runtime != "onnxruntime":
+            check_signed(job.facts)
+        if wanted.runtime == "tensorrt-rtx" and wanted.sm is not None:
+            check_sm(wanted.sm)
+    except FaqError as error:
+        return BuildResult(wanted.name, _status(error, "refused"), None, error.what, error.remedy)
+    folder = job.folder / wanted.name
+    if not job.force and (manifest := _kept(folder, wanted, job)) is not None:
+        return BuildResult(wanted.name, "kept", manifest)
+    tell = job.on_event or _silent
+    tell(BuildEvent(wanted.name, "start"))
+    started = time.perf_counter()
+    try:
+        result = BuildResult(wanted.name, "built", _build(wanted, folder, job))
+    except FaqError as error:
+        result = BuildResult(wanted.name, _status(error, "failed"), None, error.what, error.remedy)
+    tell(BuildEvent(wanted.name, "stop", time.perf_counter() - started, result.status))
+    return result

@@ -1,0 +1,102 @@
+"""What an ONNX file says of itself, read before any runtime sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from engines.errors import InputError
+from engines.files import sha256_of
+
+__all__ = ["OnnxFacts", "read"]
+
+
+@dataclass(frozen=True)
+class OnnxFacts:
+    """Facts that decide which runtimes can take a file.
+
+    Args:
+        path: the file.
+        sha256: of its bytes.
+        target: "tensorrt", "onnxruntime" or "paper" for our files; None for others.
+        bits: 8 or 4 for our files; None for others.
+        inputs: shape of each input by name; -1 for a size that the file leaves open.
+        unsigned_node: name of the first quantize or dequantize node with a uint8 zero point, if there is one.
+    """
+
+    path: Path
+    sha256: str
+    target: str | None
+    bits: int | None
+    inputs: Mapping[str, tuple[int, ...]]
+    unsigned_node: str | None
+
+
+def read(path: Path) -> OnnxFacts:
+    """Read the facts of an ONNX file.
+
+    Raises:
+        InputError: the file is missing, is no ONNX file, was cut short, or keeps its weights in another file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.", "name an ONNX file that `faq-deploy export` wrote.")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise _not_onnx(path) from error
+    if not model.graph.node or not model.graph.output:
+        raise _not_onnx(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise InputError(
+                f"{path} keeps the weights {tensor.name!r} in another file, which an engine's record can't cover.",
+                "save the model as one file (`onnx.save(onnx.load(PATH), PATH)`) and build again.",
+            )
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    recipe = _json(metadata.get("faq_deploy.recipe"))
+    target = _json(metadata.get("faq_deploy.target"))
+    bits = recipe.get("bits") if isinstance(recipe, dict) else None
+    return OnnxFacts(
+        path=path,
+        sha256=sha256_of(path),
+        target=target if isinstance(target, str) else None,
+        bits=bits if isinstance(bits, int) else None,
+        inputs=_inputs(model.graph),
+        unsigned_node=_unsigned_node(model.graph),
+    )
+
+
+def _inputs(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    constants = {tensor.name for tensor in graph.initializer}
+    return {
+        value.name: tuple(d.dim_value if d.HasField("dim_value") else -1 for d in value.type.tensor_type.shape.dim)
+        for value in graph.input
+        if value.name not in constants
+    }
+
+
+def _unsigned_node(graph: onnx.GraphProto) -> str | None:
+    unsigned = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.UINT8}
+    for node in graph.node:
+        if node.op_type == "Constant" and any(a.t.data_type == onnx.TensorProto.UINT8 for a in node.attribute):
+            unsigned.add(node.output[0])
+        elif node.op_type in ("QuantizeLinear", "DequantizeLinear") and unsigned.intersection(node.input[2:3]):
+            return str(node.name or node.output[0])
+    return None
+
+
+def _json(text: str | None) -> object:
+    """Our metadata values are JSON; another tool's need not be."""
+    try:
+        return json.loads(text) if text is not None else None
+    except ValueError:
+        return text
+
+
+def _not_onnx(path: Path) -> InputError:
+    return InputError(f"{path} is not an ONNX file, or was cut short.", "run `faq-deploy export` again.")

@@ -1,0 +1,119 @@
+"""The `tensorrt` and `tensorrt_rtx` packages: imported only when needed, told apart from placeholders, and heard."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Final, Literal
+
+from engines.errors import CannotRunHere
+
+__all__ = ["INSTALL", "MODULES", "Messages", "TensorRTName", "load", "open_log", "reason"]
+
+TensorRTName = Literal["tensorrt", "tensorrt-rtx"]
+
+MODULES: Final[Mapping[TensorRTName, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+INSTALL: Final[Mapping[TensorRTName, str]] = {
+    "tensorrt": "pip install 'faq-deploy[tensorrt]' (on a Jetson, JetPack brings TensorRT: use a virtual environment "
+    "made with --system-site-packages).",
+    "tensorrt-rtx": "pip install 'faq-deploy[rtx]'.",
+}
+
+
+@dataclass
+class Messages:
+    """What the package's C++ side said since `open_log`."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def load(name: TensorRTName) -> ModuleType:
+    """Import the package.
+
+    Raises:
+        CannotRunHere: it is not installed, its libraries do not load, it is a placeholder without a builder, or it
+            is older than strongly typed networks.
+    """
+    module_name = MODULES[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] == module_name:
+            raise CannotRunHere(f"the Python package {module_name} is not installed.", INSTALL[name]) from error
+        raise _does_not_load(name, error) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise _does_not_load(name, error) from error
+    if not hasattr(module, "Builder"):
+        raise CannotRunHere(
+            f"the Python package {module_name} is installed but is only a placeholder: it has no Builder.",
+            f"pip uninstall {module_name}, then {INSTALL[name]}",
+        )
+    # 11 types every network strongly and may drop the flag; before 10 an INT8 flag stood where it is missing
+    if not hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") and hasattr(module.BuilderFlag, "INT8"):
+        raise CannotRunHere(
+            f"{module_name} {module.__version__} has no strongly typed networks.",
+            f"faq-deploy needs TensorRT 10 or newer: {INSTALL[name]}",
+        )
+    return module
+
+
+def open_log(name: TensorRTName) -> tuple[object, Messages]:
+    """The package's one logger and an empty record of what it will hear.
+
+    A process keeps the first logger that any builder or runtime was made with and ignores later ones, so there is
+    one a package; it forgets what it heard before.
+
+    Raises:
+        CannotRunHere: as `load`.
+    """
+    logger, messages = _logger(name)
+    messages.errors.clear()
+    messages.warnings.clear()
+    return logger, messages
+
+
+def reason(messages: Messages, otherwise: str) -> str:
+    """The errors as one sentence without source positions, or `otherwise` if there were none."""
+    said = list(dict.fromkeys(_plain(text) for text in messages.errors))
+    return "; ".join(said).rstrip(".") if said else otherwise
+
+
+@functools.cache
+def _logger(name: TensorRTName) -> tuple[object, Messages]:
+    trt = load(name)
+    messages = Messages()
+    kept = {"INTERNAL_ERROR": messages.errors, "ERROR": messages.errors, "WARNING": messages.warnings}
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # its documentation asks for this explicit call
+
+        def log(self, severity: object, msg: str) -> None:
+            record = kept.get(getattr(severity, "name", ""))
+            if record is not None:
+                record.append(msg)
+
+    return Log(), messages
+
+
+def _does_not_load(name: TensorRTName, error: Exception) -> CannotRunHere:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return CannotRunHere(
+        f"the Python package {MODULES[name]} is installed but does not load: {first}.",
+        f"install it again with its libraries: {INSTALL[name]}",
+    )
+
+
+def _plain(text: str) -> str:
+    """ "IBuilder::f: Error Code 1: Myelin ([a.cpp:3: g] It failed. In h at /b.cpp:4)" -> "Myelin: It failed."."""
+    text = re.sub(r"^\w+(::\w+)*: Error Code \d+: ", "", text.strip())
+    text, positions = re.subn(r"\s*In \w+ at \S+?\)?$", "", text)
+    text = re.sub(r"\[\w+\.\w+:\d+: \w+\]\s*", "", text)
+    if positions:  # the bracket that held the sentence lost its end
+        text = re.sub(r"^([\w ]+?) \((?=[^)]*(\([^)]*\)[^)]*)*$)", r"\1: ", text)
+    return " ".join(text.split())

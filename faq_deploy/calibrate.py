@@ -1,0 +1,144 @@
+"""Calibration: run the float net on a few batches and fix every activation's exponent (paper 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from calibration import CalibrationError, RangeEstimator, make_estimator, power_of_two_ceiling, waste
+from engines.errors import InputError
+from faq_deploy.fixed_point import MAX_EXPONENT, MIN_EXPONENT
+from faq_deploy.graph import Node
+from faq_deploy.layers import ActivationQuantizer
+from faq_deploy.net import QuantizedNet
+from faq_deploy.place import Target
+from faq_deploy.recipe import CalibrationSection
+
+__all__ = ["ActivationRange", "calibrate"]
+
+
+@dataclass(frozen=True)
+class ActivationRange:
+    """What calibration found for one activation tensor.
+
+    Attributes:
+        name: of its quantizer.
+        bits, signed: of its grid.
+        y: measured range, in the tensor's units.
+        ymax: where the grid ends, a power of two.
+        exponent: l; the step size is 2^l.
+        waste: share of the range lost to rounding up to a power of two.
+    """
+
+    name: str
+    bits: int
+    signed: bool
+    y: float
+    ymax: float
+    exponent: int
+    waste: float
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def calibrate(
+    net: QuantizedNet, batches: Iterable[Tensor], section: CalibrationSection, target: Target
+) -> list[ActivationRange]:
+    """Measure ranges in float, fix all exponents, and switch the net to quantized mode.
+
+    Args:
+        net: its weights are still those of the float model.
+        batches: float32 images, shape (N, C, H, W), normalized.
+        section: method, percentiles and rounding of the recipe.
+        target: `paper` gives pooled tensors the exponent of what they pool (A20).
+
+    Returns:
+        One record a quantizer, in graph order.
+
+    Raises:
+        InputError: no batch; NaN or Inf in an activation (the layer is named).
+    """
+    nodes = {node.name: node for node in net.graph if node.kind == "quantize"}
+    quantizers = net.quantizers()
+    _observe(net, batches, section)
+    y = {name: _range(name, q) for name, q in quantizers.items()}
+    exponents = {name: _exponent(y[name], q, section) for name, q in quantizers.items()}
+    for name, node in nodes.items():  # in graph order, so that what is pooled is settled first
+        group = node.settings["group"]
+        if group is not None:
+            exponents[name] = max(exponents[n] for n, other in nodes.items() if other.settings["group"] == group)
+        exponents[name] = _pooled(node, exponents, target)
+    for name, quantizer in quantizers.items():
+        quantizer.set_exponent(min(max(exponents[name], MIN_EXPONENT), MAX_EXPONENT))
+        quantizer.observer = None
+    net.link_exponents()
+    net.set_mode("quantize")
+    net.refresh()
+    return [_record(name, q, y[name]) for name, q in quantizers.items()]
+
+
+def _observe(net: QuantizedNet, batches: Iterable[Tensor], section: CalibrationSection) -> None:
+    for name, quantizer in net.quantizers().items():
+        grid = quantizer.grid
+        percent = section.percentile_4 if grid.bits <= 4 else section.percentile_8
+        estimator = make_estimator(section.method, bits=grid.bits, signed=grid.signed, percent=percent)
+        quantizer.observer = _Named(estimator, name)
+    net.eval()
+    net.set_mode("observe")
+    count = 0
+    with torch.inference_mode():
+        for batch in batches:
+            net(batch)
+            count += 1
+    if count == 0:
+        raise InputError("there are no images to calibrate on.", "give a data folder with training images.")
+
+
+class _Named:
+    """A range estimator that knows its layer's name, for errors."""
+
+    def __init__(self, estimator: RangeEstimator, name: str) -> None:
+        self.estimator, self.name = estimator, name
+
+    def update(self, tensor: Tensor) -> None:
+        try:
+            self.estimator.update(tensor)
+        except CalibrationError as error:
+            raise InputError(
+                f"calibration stopped at layer {self.name}: {error}.",
+                "look for broken weights or images, or give the input another normalization.",
+            ) from error
+
+    def result(self) -> float:
+        return self.estimator.result()
+
+
+def _range(name: str, quantizer: ActivationQuantizer) -> float:
+    assert quantizer.observer is not None, name
+    return quantizer.observer.result()
+
+
+def _exponent(y: float, quantizer: ActivationQuantizer, section: CalibrationSection) -> int:
+    return power_of_two_ceiling(y, section.round_up == "even") - quantizer.grid.magnitude_bits
+
+
+def _pooled(node: Node, exponents: dict[str, int], target: Target) -> int:
+    own, source = exponents[node.name], node.settings["pooled_from"]
+    if not isinstance(source, str):
+        return own
+    pooled = exponents[source if source in exponents else f"{source}_quantizer"]
+    # a mean never leaves the range of what it averages; a coarser grid than its input's could tie (design 4)
+    return pooled if target == "paper" else min(own, pooled)
+
+
+def _record(name: str, quantizer: ActivationQuantizer, y: float) -> ActivationRange:
+    exponent = int(quantizer.exponent)
+    top = exponent + quantizer.grid.magnitude_bits
+    ymax = 2.0**top
+    lost = waste(y, top) if 0 < y <= ymax else 0.0
+    return ActivationRange(name, quantizer.grid.bits, quantizer.grid.signed, y, ymax, exponent, lost)

@@ -1,0 +1,247 @@
+"""Fixed-point numbers with power-of-two steps: value = code x 2^exponent (paper 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "MAX_EXPONENT",
+    "MIN_EXPONENT",
+    "FixedPoint",
+    "WeightRule",
+    "bias_floor",
+    "ceil_log2",
+    "codes_of",
+    "quantize",
+    "quantize_activation",
+    "quantize_weight",
+    "step_size",
+    "weight_exponents",
+]
+
+# Two exponents add up to a bias grid, which must stay a normal fp32 number (2^-126 and up).
+MIN_EXPONENT: Final = -62
+MAX_EXPONENT: Final = 62
+
+# A bias code stays below 2^22, so that bias and products together fit fp32's 24 bits (T6).
+_BIAS_BITS: Final = 22
+
+WeightRule = Literal["sigma", "max", "mse"]
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """The integer codes of a tensor.
+
+    Attributes:
+        bits: width of a code.
+        signed: two's complement if true; else 0..2^bits - 1.
+        narrow: leave out the lowest signed code, so that a sign flip loses nothing (paper 3.1).
+    """
+
+    bits: int
+    signed: bool
+    narrow: bool = False
+
+    @property
+    def min_code(self) -> int:
+        """Lowest code."""
+        if not self.signed:
+            return 0
+        return -(2 ** (self.bits - 1)) + int(self.narrow)
+
+    @property
+    def max_code(self) -> int:
+        """Highest code."""
+        return int(2 ** (self.bits - int(self.signed)) - 1)
+
+    @property
+    def magnitude_bits(self) -> int:
+        """Bits without the sign: ymax = 2^(exponent + magnitude_bits)."""
+        return self.bits - int(self.signed)
+
+
+def step_size(exponent: Tensor) -> Tensor:
+    """2^exponent as float32, exact: the exponent is written into the float's bits.
+
+    Args:
+        exponent: integer tensor, values -126..127.
+    """
+    return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)
+
+
+def ceil_log2(values: Tensor) -> Tensor:
+    """Smallest integer e with 2^e >= value, exact for every positive finite float; int32."""
+    mantissa, exponent = torch.frexp(values.double())
+    return torch.where(mantissa == 0.5, exponent - 1, exponent).to(torch.int32)
+
+
+def codes_of(values: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
+    """Codes of float values, as float32 integers.
+
+    Rounds half to even: torch, ONNX QuantizeLinear and TensorRT agree on that.
+    """
+    return (values * step_size(-exponent)).round_().clamp_(grid.min_code, grid.max_code)
+
+
+def quantize(values: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
+    """Q_{b,l}(x) of paper 3.1: round to the grid, clamp to the codes, scale back. No gradient rule.
+
+    Args:
+        values: float32, any shape.
+        exponent: int32, broadcastable to `values`.
+        grid: the codes.
+    """
+    return codes_of(values, exponent, grid).mul_(step_size(exponent))
+
+
+class _StraightThroughWeight(torch.autograd.Function):
+    """Quantize forward, identity backward: a clipped weight must be able to come back (A25)."""
+
+    @staticmethod
+    def forward(ctx: object, weight: Tensor, exponent: Tensor, min_code: float, max_code: float) -> Tensor:
+        codes = (weight * step_size(-exponent)).round_().clamp_(min_code, max_code)
+        return codes.mul_(step_size(exponent))
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        return gradient, None, None, None
+
+
+class _ClippedActivation(torch.autograd.Function):
+    """ReLU (or signed clip) and quantizer in one pass; the gradient passes inside the clip range only."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        exponent: Tensor,
+        min_code: float,
+        max_code: float,
+        top: float,
+    ) -> Tensor:
+        step = step_size(exponent)
+        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+            low = step * (0.0 if min_code == 0 else -top)
+            ctx.save_for_backward((x > low) & (x < step * top))
+        return (x * step_size(-exponent)).round_().clamp_(min_code, max_code).mul_(step)
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
+        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * inside, None, None, None, None
+
+
+def quantize_weight(weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
+    """`quantize` with a straight-through gradient, not masked (paper 3.3, A25).
+
+    Args:
+        weight: float32, any shape.
+        exponent: int32, broadcastable to `weight` (per tensor or per output channel).
+        grid: the codes.
+    """
+    result: Tensor = _StraightThroughWeight.apply(  # type: ignore[no-untyped-call]
+        weight, exponent, float(grid.min_code), float(grid.max_code)
+    )
+    return result
+
+
+def quantize_activation(x: Tensor, exponent: Tensor, grid: FixedPoint, max_code: int | None = None) -> Tensor:
+    """`quantize` with a gradient masked outside the clip range (0, ymax), or (-ymax, ymax) if signed.
+
+    Args:
+        x: float32, any shape. With an unsigned grid this is ReLU and quantizer at once.
+        exponent: int32 scalar.
+        grid: the codes.
+        max_code: a lower top code (ReLU6 clips below the top of its grid).
+
+    Source: paper 3.2 and 3.3; A25.
+    """
+    top = grid.max_code + 1 if max_code is None else max_code
+    result: Tensor = _ClippedActivation.apply(  # type: ignore[no-untyped-call]
+        x, exponent, float(grid.min_code), float(grid.max_code if max_code is None else max_code), float(top)
+    )
+    return result
+
+
+def weight_exponents(
+    weights: Sequence[Tensor],
+    grids: Sequence[FixedPoint],
+    rules: Sequence[WeightRule],
+    *,
+    per_channel: bool,
+    sigma_factor: float,
+) -> list[Tensor]:
+    """Exponents of all layers' weights, the logarithms of all of them in one pass.
+
+    Args:
+        weights: float32 tensors, output channel first.
+        grids: signed grid of each.
+        rules: `sigma` (Δ = factor·σ/(2^b - 1), l = ⌈log2 Δ⌉), `max` (no weight is clipped),
+            `mse` (least squared error among `max` and the three exponents under it).
+        per_channel: one exponent an output channel, else one a tensor.
+        sigma_factor: 4.12 in reading R2 of A7, 8.24 in R1.
+
+    Returns:
+        int32 tensors of shape (channels,), or (1,) per tensor. A dead (all-zero) slice counts as
+        reaching 1, so that its step size is positive.
+
+    Source: paper 3.1.1; A7 to A9.
+    """
+    flat = [w.detach().flatten(1) if per_channel else w.detach().reshape(1, -1) for w in weights]
+    sizes = [len(w) for w in flat]
+    steps = torch.cat([_wanted_step(w, g, r, sigma_factor) for w, g, r in zip(flat, grids, rules, strict=True)])
+    found = ceil_log2(steps).clamp_(MIN_EXPONENT, MAX_EXPONENT).split(sizes)
+    return [
+        _least_squares(w, e, g) if rule == "mse" else e
+        for w, e, g, rule in zip(flat, found, grids, rules, strict=True)
+    ]
+
+
+def bias_floor(bias: Tensor, input_exponent: Tensor) -> Tensor:
+    """Lowest weight exponent at which every bias code stays within 22 bits (near-dead channels, T6).
+
+    Args:
+        bias: float32, shape (channels,).
+        input_exponent: int32 scalar, of the layer's input.
+
+    Returns:
+        int32, shape (channels,); MIN_EXPONENT where the bias is 0.
+    """
+    magnitude = bias.detach().abs()
+    floor = ceil_log2(torch.where(magnitude > 0, magnitude, 1.0)) - _BIAS_BITS - input_exponent
+    return torch.where(magnitude > 0, floor, MIN_EXPONENT).to(torch.int32)
+
+
+def _wanted_step(rows: Tensor, grid: FixedPoint, rule: WeightRule, sigma_factor: float) -> Tensor:
+    if rule == "sigma":
+        # population σ of the tensor (A9); a constant tensor has σ = 0 and falls back on its largest value
+        sigma = rows.double().std(1, correction=0) * (sigma_factor / (2**grid.bits - 1))
+        step = torch.where(sigma > 0, sigma, rows.abs().amax(1).double() / grid.max_code)
+    else:
+        step = rows.abs().amax(1).double() / grid.max_code
+    return torch.where(step > 0, step, 1.0 / grid.max_code)
+
+
+def _least_squares(rows: Tensor, highest: Tensor, grid: FixedPoint) -> Tensor:
+    best, error = highest, _squared_error(rows, highest, grid)
+    for lower in range(1, 4 if grid.bits < 8 else 3):
+        exponent = (highest - lower).clamp_(min=MIN_EXPONENT)
+        trial = _squared_error(rows, exponent, grid)
+        best = torch.where(trial < error, exponent, best)
+        error = torch.minimum(trial, error)
+    return best
+
+
+def _squared_error(rows: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
+    # in units of the step: one pass less, and sums stay in range at any exponent
+    scaled = rows * step_size(-exponent).unsqueeze(1)
+    residual = scaled.round().clamp_(grid.min_code, grid.max_code).sub_(scaled)
+    return residual.square_().sum(1).double() * step_size(exponent).double().square()

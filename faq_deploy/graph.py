@@ -1,0 +1,136 @@
+"""A network as plain data: named nodes in order, each with a kind, inputs and JSON settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
+
+from engines.errors import InputError
+
+__all__ = ["TRANSPARENT", "WEIGHTED", "Graph", "Kind", "Node", "Setting"]
+
+Setting = bool | int | float | str | list[int] | None
+
+Kind = Literal[
+    "input",
+    "conv",
+    "linear",
+    "batch_norm",
+    "relu",
+    "quantize",
+    "add",
+    "cat",
+    "max_pool",
+    "avg_pool",
+    "global_avg_pool",
+    "flatten",
+    "reshape",
+    "dropout",
+]
+
+WEIGHTED: Final = frozenset({"conv", "linear"})
+
+# These commute with a quantizer: their output holds a subset of their input's codes.
+TRANSPARENT: Final = frozenset({"max_pool", "flatten", "reshape", "dropout", "cat"})
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation.
+
+    Attributes:
+        name: unique, an identifier; also the layer's and the ONNX tensors' name.
+        kind: what it does.
+        inputs: names of the nodes it reads.
+        settings: JSON values (strides, bits, ...).
+        source: module path and source line in the user's model, for messages.
+    """
+
+    name: str
+    kind: Kind
+    inputs: tuple[str, ...] = ()
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    source: str = ""
+
+    def integer(self, key: str) -> int:
+        """An integer setting."""
+        value = self.settings[key]
+        assert isinstance(value, int), (self.name, key, value)
+        return value
+
+    def integers(self, key: str) -> list[int]:
+        """A list-of-integers setting."""
+        value = self.settings[key]
+        assert isinstance(value, list), (self.name, key, value)
+        return value
+
+    def text(self, key: str) -> str:
+        """A string setting."""
+        value = self.settings[key]
+        assert isinstance(value, str), (self.name, key, value)
+        return value
+
+    def with_settings(self, **settings: Setting) -> Node:
+        """A copy with these settings changed or added."""
+        return dataclasses.replace(self, settings={**self.settings, **settings})
+
+    def describe(self) -> str:
+        """Name and place, for messages."""
+        return f"{self.name} ({self.kind}{', ' + self.source if self.source else ''})"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order and the names of those that are outputs."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def by_name(self) -> dict[str, Node]:
+        """Nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """The nodes that read each node, in order."""
+        readers: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                readers[name].append(node)
+        return readers
+
+    def to_json(self) -> str:
+        """The graph as JSON, the same text for the same graph."""
+        nodes = [dataclasses.asdict(node) for node in self.nodes]
+        return json.dumps({"nodes": nodes, "outputs": list(self.outputs)}, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Graph:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: it isn't such a graph.
+        """
+        try:
+            raw = json.loads(text)
+            nodes = tuple(
+                Node(n["name"], n["kind"], tuple(n["inputs"]), dict(n["settings"]), n["source"]) for n in raw["nodes"]
+            )
+            graph = Graph(nodes, tuple(raw["outputs"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"the stored graph of this run is damaged ({error}).", "run `faq-deploy quantize` again."
+            ) from error
+        seen: set[str] = set()
+        for node in graph.nodes:
+            if node.kind not in get_args(Kind) or not seen.issuperset(node.inputs) or node.name in seen:
+                raise InputError(
+                    f"the stored graph of this run is damaged at node {node.name!r}.", "run `faq-deploy quantize` again."
+                )
+            seen.add(node.name)
+        return graph

@@ -1,0 +1,112 @@
+"""Batch norm with integer constants, for the modes that keep it (`paper`, `fit`)."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from faq_deploy.fixed_point import FixedPoint, ceil_log2, quantize_weight, step_size
+from faq_deploy.layers import Mode
+
+__all__ = ["MULTIPLIER", "QuantizedBatchNorm"]
+
+MULTIPLIER: Final = FixedPoint(8, signed=True, narrow=True)
+_PAPER_EXPONENT: Final = -4  # l = -b/2 for b = 8 (paper 3.1.1, A11)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Takes another value forward, passes the gradient unchanged."""
+
+    @staticmethod
+    def forward(ctx: object, value: Tensor, replaced: Tensor) -> Tensor:
+        return replaced
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+class QuantizedBatchNorm(nn.Module):
+    """y = a·x + c per channel, a on an 8-bit grid, c on the grid of the absorbed accumulator.
+
+    In training a comes from the batch's statistics and the running ones are updated (A14); in eval from
+    the running ones. c = β - μ·a uses the quantized a, so that the mean stays where it was.
+
+    Args:
+        weight, bias, mean, var: γ, β, running mean and variance, float32, shape (channels,).
+        eps, momentum: as in torch.
+        mode: `paper`: a = k·2^-4; `fit`: a = k·2^l with l fitted to the layer's largest |a|.
+
+    Buffers:
+        multiplier_exponent: int32 scalar, l of a.
+        accumulator_exponent: int32, (channels,) or (1,), of the layer before.
+
+    Source: paper 2.1 and 3.1.1; A11 to A14; design 4 (absorption).
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    multiplier_exponent: Tensor
+    accumulator_exponent: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        *,
+        eps: float,
+        momentum: float,
+        constants: Literal["paper", "fit"],
+    ) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.eps, self.momentum, self.fitted = eps, momentum, constants == "fit"
+        self.mode: Mode = "float"
+        self.register_buffer("running_mean", mean)
+        self.register_buffer("running_var", var)
+        self.register_buffer("multiplier_exponent", torch.tensor(_PAPER_EXPONENT, dtype=torch.int32))
+        self.register_buffer("accumulator_exponent", torch.zeros(1, dtype=torch.int32))
+
+    def fit_exponent(self) -> None:
+        """Mode `fit`: the smallest l at which the layer's largest |a| still has a code."""
+        if self.fitted:
+            a = self.weight.detach() / torch.sqrt(self.running_var + self.eps)
+            largest = a.abs().amax()
+            step = torch.where(largest > 0, largest, 1.0).double() / MULTIPLIER.max_code
+            self.multiplier_exponent.copy_(ceil_log2(step).clamp_(-30, 30))
+
+    def constants(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """a and c as the net uses them, shape (channels,), straight-through gradients."""
+        a = self.weight / torch.sqrt(var + self.eps)
+        if self.mode != "quantize":
+            return a, self.bias - mean * a
+        a = quantize_weight(a, self.multiplier_exponent, MULTIPLIER)
+        c = self.bias - mean * a
+        grid = self.bias_step(a.detach())
+        # the division is exact up to rounding of c/grid; the product with the integer code is exact
+        codes = (c.detach() / grid).round_().clamp_(-(2**31), 2**31 - 1)
+        replaced: Tensor = _StraightThrough.apply(c, codes * grid)  # type: ignore[no-untyped-call]
+        return a, replaced
+
+    def bias_step(self, a: Tensor) -> Tensor:
+        """Step of c per channel: accumulator step times |a|; where a = 0 the accumulator step itself."""
+        return step_size(self.accumulator_exponent) * torch.where(a == 0, 1.0, a.abs())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, ...) float32, same shape out."""
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        if self.training:
+            dims = [d for d in range(x.dim()) if d != 1]
+            var, mean = torch.var_mean(x, dims, correction=0)
+            with torch.no_grad():
+                count = x.numel() / x.shape[1]
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
+            a, c = self.constants(mean, var)
+        else:
+            a, c = self.constants(self.running_mean, self.running_var)
+        return x * a.reshape(shape) + c.reshape(shape)

@@ -1,0 +1,124 @@
+"""report.json for machines and report.html for people: one file that needs no network and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import JsonValue, ValidationError
+
+from engines.errors import InputError
+from engines.files import write_atomic
+from faq_deploy import plots
+from faq_deploy.report_model import Layer, Report, headline
+
+__all__ = ["write_html", "write_json"]
+
+_MISSING = "–"
+_OUTCOMES = {
+    0: "Passed.",
+    1: "Not passed: a gate failed (exit code 1).",
+    2: "Not passed: the input could not be used (exit code 2).",
+    3: "Not passed: this machine could not run all that was wanted (exit code 3).",
+}
+
+
+def write_json(report: Report | Mapping[str, object], path: Path) -> None:
+    """Write report.json, whole or not at all.
+
+    Args:
+        report: what `eval` found.
+        path: the file.
+
+    Raises:
+        InputError: `report` doesn't follow the schema, or the file can't be written.
+    """
+    write_atomic(path, _checked(report).model_dump_json(indent=2) + "\n")
+
+
+def write_html(report: Report | Mapping[str, object], path: Path) -> None:
+    """Write report.html, whole or not at all: one page with its style and pictures inside.
+
+    Args:
+        report: what `eval` found, such as the content of report.json.
+        path: the file.
+
+    Raises:
+        InputError: `report` doesn't follow the schema, or the file can't be written.
+    """
+    checked = _checked(report)
+    rounded_up = [layer for layer in checked.layers if layer.kind == "activation" and layer.y and layer.ymax]
+    # Where not all fit into the picture, those that waste most matter most.
+    drawn = rounded_up if len(rounded_up) <= plots.MOST_RANGES else _most_wasteful(rounded_up, plots.MOST_RANGES)
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=checked,
+            outcome=_OUTCOMES[checked.verdict.exit_code],
+            headline=headline(checked),
+            ladder=Markup(plots.accuracy_ladder(checked.stages)) if checked.stages else "",
+            curves=Markup(plots.training_curves(checked.training)) if checked.training else "",
+            ranges=Markup(plots.ranges(drawn)) if drawn else "",
+            ranges_left_out=len(rounded_up) - len(drawn),
+        )
+    )
+    write_atomic(path, page)
+
+
+def _checked(report: Report | Mapping[str, object]) -> Report:
+    if isinstance(report, Report):
+        return report
+    try:
+        return Report.model_validate(dict(report))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise InputError(
+            f"the report can't be written: {where}: {first['msg']}.", "run `faq-deploy eval` again with this version."
+        ) from error
+
+
+def _most_wasteful(layers: Sequence[Layer], count: int) -> list[Layer]:
+    """The `count` layers with the largest waste, in the order of the graph."""
+    kept = {id(layer) for layer in sorted(layers, key=lambda layer: -(layer.waste or 0.0))[:count]}
+    return [layer for layer in layers if id(layer) in kept]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("faq_deploy"),
+        autoescape=True,  # names of layers, classes and files come from outside
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"fixed": _fixed, "short": _short, "count": _count, "plain": _plain}
+    return environment
+
+
+def _fixed(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """`97.50`, with the unit after it; a dash where nothing was measured."""
+    return _MISSING if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def _short(value: float | None) -> str:
+    """Three significant digits, whatever the magnitude."""
+    return _MISSING if value is None else f"{value:.3g}"
+
+
+def _count(value: int | None) -> str:
+    return _MISSING if value is None else f"{value:,}"
+
+
+def _plain(value: JsonValue) -> str:
+    """A recipe's value as a person would type it."""
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value)) or _MISSING
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) or _MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _MISSING if value in (None, "") else str(value)

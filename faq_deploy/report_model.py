@@ -1,0 +1,229 @@
+"""What `eval` found, as data: the schema of report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+__all__ = ["Engine", "Epoch", "Gate", "Layer", "Report", "Stage", "Verdict", "headline"]
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    # A diverged net has a NaN loss; as a string it survives JSON both ways.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Verdict(_Part):
+    """Passed or not, with the exit code that the command returned.
+
+    Args:
+        passed: whether every gate held and every wanted engine ran.
+        exit_code: 0 passed, 1 a gate failed, 2 bad input, 3 the environment can't do it.
+        sentences: the reasons in plain words, most important first.
+    """
+
+    passed: bool
+    exit_code: Literal[0, 1, 2, 3]
+    sentences: list[str] = []
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.passed != (self.exit_code == 0):
+            raise ValueError(f"passed is {self.passed} but the exit code is {self.exit_code}")
+        return self
+
+
+class Gate(_Part):
+    """One rule that the run had to keep.
+
+    Args:
+        name: what is measured, such as `accuracy drop`.
+        limit: the largest value allowed, in the unit that `detail` names.
+        value: what was measured; None when there was nothing to measure, which never passes.
+        passed: whether the rule was kept.
+        detail: one sentence with the unit and where the value comes from.
+    """
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+    detail: str = ""
+
+
+class Stage(_Part):
+    """One way of running the net over the same preprocessed images, or the reason why it was skipped.
+
+    Args:
+        name: as shown, such as `PyTorch quantized` or `onnxruntime (optimized)`.
+        kind: what ran; `engine` is a built file in the run folder.
+        images: how many images it saw.
+        top1: accuracy in percent.
+        top5: accuracy in percent; None for fewer than six classes.
+        agreement_with_quantized: images with the same prediction as PyTorch quantized, in percent.
+        flips: number of images whose prediction differs from PyTorch quantized.
+        differing_codes: integer codes that differ from PyTorch quantized; None if not compared.
+        codes_compared: integer codes that were compared; None if not compared.
+        max_logit_difference: largest absolute difference from PyTorch quantized's logits.
+        images_per_second: throughput of the net alone, without decoding.
+        skipped: why it did not run; every number is then None.
+    """
+
+    name: str
+    kind: Literal["float", "quantized", "reference", "onnxruntime", "engine"]
+    images: Count = 0
+    top1: Percent | None = None
+    top5: Percent | None = None
+    agreement_with_quantized: Percent | None = None
+    flips: Count | None = None
+    differing_codes: Count | None = None
+    codes_compared: Count | None = None
+    max_logit_difference: float | None = None
+    images_per_second: float | None = None
+    skipped: str | None = None
+
+    @model_validator(mode="after")
+    def _ran_or_was_skipped(self) -> Self:
+        if (self.skipped is None) == (self.top1 is None):
+            raise ValueError(f"stage {self.name!r} must have either top1 or a reason why it was skipped")
+        if (self.differing_codes is None) != (self.codes_compared is None):
+            raise ValueError(f"stage {self.name!r} has differing codes without the number compared, or the reverse")
+        return self
+
+
+class Layer(_Part):
+    """The grid of one quantized tensor.
+
+    Args:
+        name: of the activation quantizer or of the layer whose weights these are.
+        kind: activation or weight.
+        bits: width of a code.
+        signed: whether codes may be negative.
+        exponent_min: the smallest exponent l among channels (value = code x 2^l).
+        exponent_max: the largest; the same as `exponent_min` where one l serves the whole tensor.
+        y: the calibrated range of an activation.
+        ymax: `y` rounded up to a power of two.
+        waste: share of the range lost to that rounding, 1 - y / ymax.
+        dead_channels: output channels whose weight codes are all zero.
+        certificate_ratio: largest possible sum in a layer over 2^24; under 1 it is exact in any order.
+    """
+
+    name: str
+    kind: Literal["activation", "weight"]
+    bits: Annotated[int, Field(ge=1, le=32)]
+    signed: bool
+    exponent_min: int
+    exponent_max: int
+    y: float | None = None
+    ymax: float | None = None
+    waste: Share | None = None
+    dead_channels: Count | None = None
+    certificate_ratio: float | None = None
+
+
+class Epoch(_Part):
+    """One epoch of fine-tuning.
+
+    Args:
+        epoch: counted from 1.
+        top1: accuracy on the held-out images in percent; None if not measured.
+        loss: mean training loss.
+        lr: learning rate.
+    """
+
+    epoch: Count
+    top1: Percent | None = None
+    loss: float
+    lr: float
+
+
+class Engine(_Part):
+    """One engine file that `build` left.
+
+    Args:
+        name: folder under `engines/`.
+        sm: compute capability it was built for, such as `86`; None for engines that run on a CPU.
+        bytes: size of the file.
+        seconds: how long the build took.
+        status: built, ran (and is a stage above), or skipped.
+        note: one sentence, such as why it was skipped.
+    """
+
+    name: str
+    sm: str | None = None
+    bytes: Count | None = None
+    seconds: float | None = None
+    status: Literal["built", "ran", "skipped"]
+    note: str = ""
+
+
+class Report(_Part):
+    """Everything that report.html shows.
+
+    Args:
+        format: of this file; raised when an older tool could no longer read it.
+        faq_deploy: version of this tool.
+        created: when, with a time zone.
+        run: name of the run folder.
+        model: as named on the command line.
+        data: where the images come from, in words.
+        images: how many were evaluated.
+        recipe: the resolved recipe, flat: `training.lr` -> 0.0001.
+        verdict: passed or not, and why.
+        gates: the rules.
+        stages: float first, then quantized, then what was built from it.
+        layers: the grids, in the order of the graph.
+        training: empty if the run was calibrated only.
+        engines: empty if none were built.
+        warnings: sentences.
+        versions: package name -> version, of what ran here.
+    """
+
+    format: Literal[1] = 1
+    faq_deploy: str
+    created: AwareDatetime
+    run: str
+    model: str
+    data: str
+    images: Count
+    recipe: dict[str, JsonValue] = {}
+    verdict: Verdict
+    gates: list[Gate] = []
+    stages: list[Stage]
+    layers: list[Layer] = []
+    training: list[Epoch] = []
+    engines: list[Engine] = []
+    warnings: list[str] = []
+    versions: dict[str, str] = {}
+
+
+def headline(report: Report) -> str:
+    """Say in one sentence whether the integers are the same in all that ran, and claiming no more than was compared."""
+    compared = [stage for stage in report.stages if stage.codes_compared]
+    total = sum(stage.codes_compared or 0 for stage in compared)
+    differing = sum(stage.differing_codes or 0 for stage in compared)
+    drifting = [s.name for s in report.stages if s.kind != "float" and s.max_logit_difference not in (None, 0.0)]
+    if not compared:
+        return "No integer codes were compared."
+    if differing:
+        names = _names(stage.name for stage in compared if stage.differing_codes)
+        return f"Not the same integers: {differing:,} of {total:,} codes differ, in {names}."
+    if drifting:
+        return f"The same integers inside, other logits: 0 of {total:,} codes differ, logits do in {_names(drifting)}."
+    others = [stage for stage in report.stages if stage.kind not in ("float", "quantized")]
+    left_out = [s for s in others if not s.codes_compared and s.max_logit_difference is None]
+    if left_out:
+        some = f"{len(left_out)} of {len(others)} stages could not be compared"
+        return f"The same integers in all that ran here: 0 of {total:,} codes differ; {some}."
+    return f"The same integers everywhere: 0 of {total:,} codes differ."
+
+
+def _names(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

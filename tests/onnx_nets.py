@@ -1,0 +1,212 @@
+"""Small QDQ nets with random codes, in the two forms that `faq-deploy export` writes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Target = Literal["tensorrt", "onnxruntime"]
+Kind = Literal["relu", "signed", "signed-for-add"]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A float tensor of the graph. `exponent` is its grid where it was quantized, else None; rms in real units."""
+
+    name: str
+    channels: int
+    rms: float
+    exponent: int | None = None
+
+
+@dataclass
+class Net:
+    """Collects nodes and initializers; every weight is drawn from `seed`.
+
+    Args:
+        target: which form of Q, Clip and bias to write.
+        seed: of all random codes.
+        bits: of inner activations and weights.
+        factor: largest odd factor of a weight scale (batch-norm modes have up to 127).
+    """
+
+    target: Target
+    seed: int
+    bits: int = 8
+    factor: int = 1
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: list[onnx.TensorProto] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+
+    def constant(self, name: str, value: npt.ArrayLike) -> str:
+        self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def op(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))  # type: ignore[arg-type]
+        return output
+
+    def quantize(self, x: Edge, name: str, kind: Kind = "relu", bits: int | None = None) -> Edge:
+        """Relu where asked, then Q and DQ on a grid that lets about one value in fifty saturate."""
+        bits = self.bits if bits is None else bits
+        value = self.op("Relu", [x.name], f"{name}.relu") if kind == "relu" else x.name
+        top = 2**bits - 1 if kind == "relu" and bits < 8 else 127
+        exponent = round(math.log2(2.0 * x.rms / top))
+        unsigned = self.target == "onnxruntime"
+        zero = 0 if kind == "relu" or not unsigned else 128 if kind == "signed-for-add" else 64
+        clip = top if kind == "relu" else 127
+        dtype = np.uint8 if unsigned else np.int8
+        if not unsigned and bits == 4 and kind == "relu":
+            low = self.constant(f"{name}.low", np.float32(0))
+            high = self.constant(f"{name}.high", np.float32(clip * 2.0**exponent))
+            value = self.op("Clip", [value, low, high], f"{name}.clipped")
+        scale = self.constant(f"{name}.scale", np.float32(2.0**exponent))
+        point = self.constant(f"{name}.zero_point", dtype(zero))
+        if unsigned and kind != "signed-for-add":
+            wide = self.op("QuantizeLinear", [value, scale, point], f"{name}.wide")
+            low, high = self.constant(f"{name}.low", dtype(0)), self.constant(f"{name}.high", dtype(clip))
+            codes = self.op("Clip", [wide, low, high], f"{name}.codes")
+        else:
+            codes = self.op("QuantizeLinear", [value, scale, point], f"{name}.codes")
+        values = self.op("DequantizeLinear", [codes, scale, point], f"{name}.values")
+        return Edge(values, x.channels, x.rms, exponent)
+
+    def conv(
+        self,
+        x: Edge,
+        name: str,
+        channels: int,
+        kernel: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        gemm: bool = False,
+        bits: int | None = None,
+    ) -> Edge:
+        """A Conv, or a Gemm, with int8 codes, one power of two per output channel, and a bias on the grid."""
+        assert x.exponent is not None
+        top = 2 ** ((self.bits if bits is None else bits) - 1) - 1
+        shape = (channels, x.channels) if gemm else (channels, x.channels // groups, kernel, kernel)
+        codes = self.rng.integers(-top, top + 1, shape).astype(np.int8)
+        codes[self.rng.integers(channels)] = 0  # a dead channel
+        exponents = self.rng.integers(-9, -6, channels)
+        factors = 2 * self.rng.integers(0, (self.factor + 1) // 2, channels) + 1
+        scales = (factors * 2.0**exponents).astype(np.float32)
+        grid = scales.astype(np.float64) * 2.0**x.exponent
+        sigma = math.sqrt(math.prod(shape[1:])) * x.rms * top / math.sqrt(3) * float(np.sqrt(np.mean(scales**2.0)))
+        bias = np.rint(self.rng.normal(0, sigma / 2, channels) / grid)
+        weight_codes = self.constant(f"{name}.weight_codes", codes)
+        weight_scale = self.constant(f"{name}.weight_scale", scales)
+        weight_zero = self.constant(f"{name}.weight_zero_point", np.zeros(channels, np.int8))
+        weight = self.op("DequantizeLinear", [weight_codes, weight_scale, weight_zero], f"{name}.weight", axis=0)
+        if self.target == "onnxruntime":
+            bias_codes = self.constant(f"{name}.bias_codes", bias.astype(np.int32))
+            bias_scale = self.constant(f"{name}.bias_scale", grid.astype(np.float32))
+            bias_name = self.op("DequantizeLinear", [bias_codes, bias_scale], f"{name}.bias", axis=0)
+        else:
+            bias_name = self.constant(f"{name}.bias", (bias * grid).astype(np.float32))
+        if gemm:
+            output = self.op("Gemm", [x.name, weight, bias_name], name, transB=1)
+        else:
+            pad = dilation * (kernel // 2)
+            output = self.op(
+                "Conv",
+                [x.name, weight, bias_name],
+                name,
+                kernel_shape=[kernel, kernel],
+                strides=[stride, stride],
+                pads=[pad] * 4,
+                dilations=[dilation, dilation],
+                group=groups,
+            )
+        return Edge(output, channels, sigma)
+
+    def model(self, logits: str, classes: int, image: tuple[int, int, int]) -> onnx.ModelProto:
+        """The finished model, checked."""
+        graph = helper.make_graph(
+            self.nodes,
+            "net",
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *image])],
+            [helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["N", classes])],
+            self.initializers,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def residual_net(
+    target: Target, seed: int, bits: int = 8, size: int = 33, gemm: bool = False, factor: int = 1
+) -> onnx.ModelProto:
+    """A small ResNet: stem, max pool, identity block, strided block, grouped and dilated branches, pools, head.
+
+    Args:
+        target: "tensorrt" or "onnxruntime".
+        seed: of all codes.
+        bits: 8 or 4.
+        size: of the square image; 33 ends in pools over 9, 32 in pools over 4 (neither can tie).
+        gemm: classifier as Gemm with transB instead of a 1x1 Conv.
+        factor: see Net.
+    """
+    net = Net(target, seed, bits, factor)
+    both = target == "onnxruntime"  # there both inputs of an add are quantized, else only the skip
+    x = net.quantize(Edge("input", 3, 1.0), "input", "signed", bits=8)
+    x = net.quantize(net.conv(x, "stem", 8, stride=2, bits=8), "stem.out")
+    x = Edge(
+        net.op("MaxPool", [x.name], "stem.pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
+        8,
+        x.rms,
+        x.exponent,
+    )
+    a = net.quantize(net.conv(x, "one.a", 8), "one.a.out")
+    a = net.conv(a, "one.b", 8)
+    a = net.quantize(a, "one.b.out", "signed-for-add", bits=8) if both else a
+    total = Edge(net.op("Add", [a.name, x.name], "one.add"), 8, math.hypot(a.rms, x.rms))
+    x = net.quantize(total, "one.out")
+    a = net.conv(net.quantize(net.conv(x, "two.a", 12, stride=2), "two.a.out"), "two.b", 12)
+    a = net.quantize(a, "two.b.out", "signed-for-add", bits=8) if both else a
+    skip = net.quantize(net.conv(x, "two.down", 12, kernel=1, stride=2), "two.skip", "signed-for-add", bits=8)
+    total = Edge(net.op("Add", [a.name, skip.name], "two.add"), 12, math.hypot(a.rms, skip.rms))
+    x = net.quantize(total, "two.out")
+    left, right = net.conv(x, "left", 6, kernel=1), net.conv(x, "right", 12, groups=12, dilation=2)
+    rms = max(left.rms, right.rms)  # one grid for both inputs of the concat
+    left = net.quantize(Edge(left.name, 6, rms), "left.out")
+    right = net.quantize(Edge(right.name, 12, rms), "right.out")
+    joined = Edge(net.op("Concat", [left.name, right.name], "joined", axis=1), 18, rms, left.exponent)
+    kernel, stride = (3, 1) if size % 2 else (2, 2)
+    pooled = net.op("AveragePool", [joined.name], "pooled", kernel_shape=[kernel] * 2, strides=[stride] * 2)
+    x = net.quantize(Edge(pooled, 18, rms / 2), "pooled.out", "signed", bits=8)
+    x = net.quantize(net.conv(x, "last", 10), "last.out", bits=8 if both else 7)
+    x = net.quantize(Edge(net.op("GlobalAveragePool", [x.name], "mean"), 10, x.rms), "mean.out", "signed", bits=8)
+    if gemm:
+        flat = Edge(net.op("Flatten", [x.name], "flat"), 10, x.rms, x.exponent)
+        net.conv(flat, "logits", 7, gemm=True, bits=8)
+    else:
+        net.op("Flatten", [net.conv(x, "head", 7, kernel=1, bits=8).name], "logits")
+    return net.model("logits", 7, (3, size, size))
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> Path:
+    """Write the model into a folder and return its path."""
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def images(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
+    """Normal noise with exact ties, saturating values, both zeros and infinities of the input grid mixed in."""
+    rng = np.random.default_rng(seed)
+    batch = rng.normal(0, 1, (count, 3, size, size)).astype(np.float32)
+    ties = (rng.integers(-300, 300, batch.shape) + 0.5) * 2.0**-6
+    batch = np.where(rng.random(batch.shape) < 0.3, ties.astype(np.float32), batch)
+    extremes = np.array([0.0, -0.0, 1e30, -1e30, 1e-40, -1e-40], np.float32)
+    return np.where(rng.random(batch.shape) < 0.05, rng.choice(extremes, batch.shape), batch)

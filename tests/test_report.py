@@ -1,0 +1,262 @@
+"""report.json and report.html: what they say, and that they are safe and whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from engines.errors import InputError
+from faq_deploy.plots import MOST_RANGES
+from faq_deploy.report import write_html, write_json
+from faq_deploy.report_model import Epoch, Layer, Report, Stage, Verdict, headline
+
+FLOAT = Stage(name="PyTorch float", kind="float", images=200, top1=98.5, max_logit_difference=0.25)
+QUANTIZED = Stage(name="PyTorch quantized", kind="quantized", images=200, top1=98.0, flips=0)
+REFERENCE = Stage(
+    name="reference",
+    kind="reference",
+    images=200,
+    top1=98.0,
+    flips=0,
+    differing_codes=0,
+    codes_compared=1_000_000,
+    max_logit_difference=0.0,
+)
+SKIPPED = Stage(name="tensorrt-rtx-sm86", kind="engine", skipped="no NVIDIA GPU here")
+RELU = Layer(
+    name="relu1",
+    kind="activation",
+    bits=7,
+    signed=False,
+    exponent_min=-4,
+    exponent_max=-4,
+    y=5.0,
+    ymax=8.0,
+    waste=0.375,
+)
+
+
+def report(**changes: object) -> Report:
+    """A passed run on two stages, with `changes`."""
+    facts: dict[str, object] = {
+        "faq_deploy": "0.1.0",
+        "created": "2026-11-25T14:30:00+01:00",
+        "run": "runs/r18",
+        "model": "torchvision:resnet18",
+        "data": "a folder of 200 images",
+        "images": 200,
+        "verdict": Verdict(passed=True, exit_code=0),
+        "stages": [FLOAT, QUANTIZED, REFERENCE],
+    }
+    return Report.model_validate(facts | changes)
+
+
+def page(tmp_path: Path, content: Report) -> str:
+    """The HTML of a report."""
+    write_html(content, tmp_path / "report.html")
+    return (tmp_path / "report.html").read_text()
+
+
+class Elements(HTMLParser):
+    """Collects what an HTML page contains, and that what opens is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_verdict_comes_before_everything_else(tmp_path: Path) -> None:
+    text = Elements(page(tmp_path, report())).text
+    said = ["✔ Passed.", "The same integers everywhere: 0 of 1,000,000 codes differ.", "Stages", "98.50"]
+    places = [text.index(words) for words in said]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "words"), [(1, "a gate failed"), (2, "the input"), (3, "this machine could not run all")]
+)
+def test_failed_run_says_so_in_words_and_with_its_exit_code(tmp_path: Path, exit_code: int, words: str) -> None:
+    text = Elements(page(tmp_path, report(verdict={"passed": False, "exit_code": exit_code}))).text
+    assert f"✘ Not passed: {words}" in text
+    assert f"(exit code {exit_code})" in text
+    assert "✔" not in text
+
+
+def test_skipped_stage_keeps_its_row_and_reason(tmp_path: Path) -> None:
+    text = Elements(page(tmp_path, report(stages=[FLOAT, QUANTIZED, REFERENCE, SKIPPED]))).text
+    assert "Skipped: no NVIDIA GPU here" in text
+    assert "0 of 1,000,000 codes differ; 1 of 2 stages could not be compared." in text
+
+
+def test_run_whose_stages_were_all_skipped_renders(tmp_path: Path) -> None:
+    text = Elements(page(tmp_path, report(stages=[SKIPPED]))).text
+    assert "No integer codes were compared." in text
+
+
+def test_calibrated_only_run_says_that_nothing_was_trained(tmp_path: Path) -> None:
+    assert "None: the net was calibrated only." in Elements(page(tmp_path, report(training=[]))).text
+
+
+def test_diverged_training_renders_and_survives_json(tmp_path: Path) -> None:
+    epochs = [Epoch(epoch=1, loss=0.5, lr=0.1, top1=90.0), Epoch(epoch=2, loss=math.nan, lr=0.1, top1=None)]
+    diverged = report(training=epochs)
+    write_json(diverged, tmp_path / "report.json")
+    again = Report.model_validate_json((tmp_path / "report.json").read_bytes())
+    assert [math.isnan(epoch.loss) for epoch in again.training] == [False, True]
+    assert "loss nan, top-1 – %" in Elements(page(tmp_path, diverged)).text
+
+
+EVIL = '<script>alert("x")</script>'
+
+
+def test_names_from_outside_are_escaped_everywhere(tmp_path: Path) -> None:
+    layer = RELU.model_copy(update={"name": EVIL})
+    everywhere = report(
+        run=EVIL,
+        model=EVIL,
+        data=f"classes {EVIL}",
+        recipe={EVIL: EVIL, "list": [EVIL]},
+        verdict={"passed": True, "exit_code": 0, "sentences": [EVIL]},
+        stages=[FLOAT.model_copy(update={"name": EVIL}), SKIPPED.model_copy(update={"skipped": EVIL})],
+        gates=[{"name": EVIL, "limit": 0.1, "value": 0.0, "passed": True, "detail": EVIL}],
+        engines=[{"name": EVIL, "sm": EVIL, "status": "built", "note": EVIL}],
+        layers=[layer, layer.model_copy(update={"name": "$x_{"})],
+        warnings=[EVIL],
+        versions={EVIL: EVIL},
+    )
+    html = page(tmp_path, everywhere)
+    found = Elements(html)
+    assert "script" not in found.tags
+    assert found.text.count('<script>alert("x")') == 20
+    assert "$x_{" in found.text
+
+
+def test_page_loads_nothing(tmp_path: Path) -> None:
+    html = page(tmp_path, report(layers=[RELU], training=[Epoch(epoch=1, loss=0.5, lr=0.1, top1=97.0)]))
+    found = Elements(html)
+    assert found.tags.count("svg") == 3
+    assert re.findall(r"https?://|@import|url\((?!#)", html) == []
+    assert {"script", "link", "img", "iframe", "object"}.isdisjoint(found.tags)
+    assert [
+        value for name, value in found.attributes if name in ("src", "href", "xlink:href") and value[0] != "#"
+    ] == []
+
+
+def test_page_is_well_formed_and_its_ids_are_unique(tmp_path: Path) -> None:
+    html = page(tmp_path, report(layers=[RELU], training=[Epoch(epoch=1, loss=0.5, lr=0.1, top1=97.0)]))
+    found = Elements(html)
+    ids = [value for name, value in found.attributes if name == "id"]
+    used = [value[1:] for name, value in found.attributes if name == "xlink:href"]
+    used += re.findall(r"url\(#([^)]*)\)", html)
+    assert found.open == []
+    assert len(ids) == len(set(ids))
+    assert set(used) <= set(ids)
+    assert used != []
+
+
+def test_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
+    content = report(layers=[RELU], training=[Epoch(epoch=1, loss=0.5, lr=0.1, top1=97.0)])
+    assert page(tmp_path, content) == page(tmp_path, content)
+
+
+def test_page_of_a_large_net_stays_small_and_keeps_its_widest_gaps(tmp_path: Path) -> None:
+    layers = [RELU.model_copy(update={"name": f"relu{i}", "y": 7.9, "waste": 0.01}) for i in range(2 * MOST_RANGES)]
+    layers[150] = RELU.model_copy(update={"name": "wasteful"})
+    html = page(tmp_path, report(layers=layers))
+    assert len(html) < 1_000_000
+    assert f"{MOST_RANGES} others are in the table below" in html
+    assert html.count(">wasteful<") == 2  # in the picture and in the table
+
+
+def test_json_can_be_rendered_later(tmp_path: Path) -> None:
+    content = report(layers=[RELU], recipe={"bits": 8, "training.lr": 1e-4, "training.milestones": [30, 60]})
+    write_json(content, tmp_path / "report.json")
+    loaded = json.loads((tmp_path / "report.json").read_text())
+    assert Report.model_validate(loaded) == content
+    write_html(loaded, tmp_path / "later.html")
+    assert (tmp_path / "later.html").read_text() == page(tmp_path, content)
+
+
+def test_wrong_report_is_refused_by_field_and_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"images: Input should be greater than or equal to 0"):
+        write_html(report().model_dump() | {"images": -1}, tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stage_has_numbers_or_a_reason_never_both() -> None:
+    with pytest.raises(ValidationError, match="must have either top1 or a reason"):
+        Stage(name="both", kind="engine", top1=98.0, skipped="no GPU")
+    with pytest.raises(ValidationError, match="must have either top1 or a reason"):
+        Stage(name="neither", kind="engine")
+
+
+def test_verdict_and_exit_code_cannot_disagree() -> None:
+    with pytest.raises(ValidationError, match="passed is True but the exit code is 3"):
+        Verdict(passed=True, exit_code=3)
+
+
+def test_headline_names_the_stage_whose_codes_differ() -> None:
+    wrong = REFERENCE.model_copy(update={"name": "onnxruntime", "differing_codes": 7})
+    assert headline(report(stages=[QUANTIZED, REFERENCE, wrong])) == (
+        "Not the same integers: 7 of 2,000,000 codes differ, in onnxruntime."
+    )
+
+
+def test_headline_tells_of_other_logits_from_an_engine_without_codes() -> None:
+    drifting = Stage(name="engine", kind="engine", top1=98.0, max_logit_difference=0.5)
+    assert headline(report(stages=[FLOAT, QUANTIZED, REFERENCE, drifting])) == (
+        "The same integers inside, other logits: 0 of 1,000,000 codes differ, logits do in engine."
+    )
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.sampled_from([None, 0.0, 0.5])), max_size=5))
+def test_headline_claims_everywhere_only_if_every_stage_was_compared_and_equal(
+    found: list[tuple[int, bool, float | None]],
+) -> None:
+    stages = [
+        Stage(
+            name=str(i),
+            kind="engine",
+            top1=50.0,
+            differing_codes=differing if has_codes else None,
+            codes_compared=10 if has_codes else None,
+            max_logit_difference=logits,
+        )
+        for i, (differing, has_codes, logits) in enumerate(found)
+    ]
+    equal = all(
+        (has_codes or logits is not None) and not (has_codes and differing) and not logits
+        for differing, has_codes, logits in found
+    )
+    any_codes = any(has_codes for _, has_codes, _ in found)
+    said = headline(report(stages=[FLOAT, QUANTIZED, *stages]))
+    assert said.startswith("The same integers everywhere") == (equal and any_codes)
