@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -39,8 +38,8 @@ class TrainingData(Dataset[tuple[PixelArray, int]]):
 
     Attributes:
         images: the training images.
-        augment: "none"; "shift", by up to 1 pixel; "cifar", random crop after padding by 4, and flip; "imagenet", random
-            part of the whole picture resized to the crop size, and flip. Padding is black.
+        augment: "none"; "shift", by up to 1 pixel; "cifar", random crop after padding by 4, and flip; "imagenet", a
+            random part of the whole picture resized to the crop size, and flip. Padding is black.
         seed: of the run.
         epoch: counted from 0.
     """
@@ -135,8 +134,8 @@ def training_batches(
         order: from `epoch_order`.
         batch_size: images a batch; a last batch of one is merged into the one before.
         start_step: the first step to yield, to resume within an epoch.
-        workers: processes that load ahead; 0 loads in this one. They use no shared memory: small pixels go through pipes.
-        on_bad: "error" stops at an image that can't be used; "skip" puts the next usable image of the order in its place.
+        workers: processes that load ahead; 0 loads in this one. They send uint8 pixels by pipe, not by shared memory.
+        on_bad: "error" stops at an image that can't be used; "skip" puts the next usable one of the order in its place.
         bad: what was skipped is added here; "skip" needs it, so that nothing is left out unseen.
 
     Yields:
@@ -239,7 +238,7 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides what it means
 
 
-def _as_it_is(item: _Loaded | FaqError) -> _Loaded | FaqError:
+def _as_it_is(item: object) -> object:
     return item
 
 

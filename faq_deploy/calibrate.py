@@ -67,12 +67,8 @@ def calibrate(
     quantizers = net.quantizers()
     _observe(net, batches, section)
     y = {name: _range(name, q) for name, q in quantizers.items()}
-    exponents = {name: _exponent(y[name], q, section) for name, q in quantizers.items()}
-    for name, node in nodes.items():  # in graph order, so that what is pooled is settled first
-        group = node.settings["group"]
-        if group is not None:
-            exponents[name] = max(exponents[n] for n, other in nodes.items() if other.settings["group"] == group)
-        exponents[name] = _pooled(node, exponents, target)
+    own = {name: _exponent(y[name], q, section) for name, q in quantizers.items()}
+    exponents = _settle(nodes, own, target)
     for name, quantizer in quantizers.items():
         quantizer.set_exponent(min(max(exponents[name], MIN_EXPONENT), MAX_EXPONENT))
         quantizer.observer = None
@@ -127,13 +123,23 @@ def _exponent(y: float, quantizer: ActivationQuantizer, section: CalibrationSect
     return power_of_two_ceiling(y, section.round_up == "even") - quantizer.grid.magnitude_bits
 
 
-def _pooled(node: Node, exponents: dict[str, int], target: Target) -> int:
-    own, source = exponents[node.name], node.settings["pooled_from"]
-    if not isinstance(source, str):
-        return own
-    pooled = exponents[source if source in exponents else f"{source}_quantizer"]
-    # a mean never leaves the range of what it averages; a coarser grid than its input's could tie (design 4)
-    return pooled if target == "paper" else min(own, pooled)
+def _settle(nodes: dict[str, Node], own: dict[str, int], target: Target) -> dict[str, int]:
+    """Exponents after sharing: one for all inputs of a concat, and pooled tensors no coarser than their input."""
+    wanted, settled = dict(own), dict[str, int]()
+    while True:
+        groups: dict[str, int] = {}
+        for name, node in nodes.items():
+            group = str(node.settings["group"] or name)
+            groups[group] = max(groups.get(group, wanted[name]), wanted[name])
+        previous, settled = settled, {name: groups[str(node.settings["group"] or name)] for name, node in nodes.items()}
+        if settled == previous:
+            return settled
+        for name, node in nodes.items():
+            source = node.settings["pooled_from"]
+            if isinstance(source, str):
+                pooled = settled[source if source in settled else f"{source}_quantizer"]
+                # a mean stays inside the range of what it averages; a coarser grid could tie (design 4)
+                wanted[name] = pooled if target == "paper" else min(own[name], pooled)
 
 
 def _record(name: str, quantizer: ActivationQuantizer, y: float) -> ActivationRange:
