@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import onnx
-
-from engines import engine_manifest, onnx_facts
+from engines import engine_folder, engine_manifest, onnx_facts
+from engines.engine_folder import WantedEngine
 from engines.engine_manifest import EngineManifest
 from engines.errors import CannotRunHere, FaqError, InputError
-from engines.files import atomic_path, sha256_of
-from engines.host import Gpu, Host, RuntimeName, same_version, this_host
+from engines.host import Host, RuntimeName, this_host
+from engines.lint import lint
 from engines.onnx_facts import OnnxFacts
-from engines.ort import OrtRunner
 from engines.profile import Profile
+from engines.qdq_graph import load_model
 from engines.run_folder import RunFolder
-from engines.tensorrt import OLDEST_SM, BuiltEngine, build_rtx, build_tensorrt, check_signed, check_sm
-from engines.tensorrt_package import load
+from engines.tensorrt import check_signed, check_sm
+from engines.tensorrt_package import OLDEST_SM, load
 
 __all__ = [
     "DEFAULT_SMS",
@@ -67,13 +65,6 @@ class BuildResult:
     manifest: EngineManifest | None = None
     reason: str = ""
     remedy: str = ""
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    name: str
-    runtime: RuntimeName
-    sm: int | None = None
 
 
 @dataclass(frozen=True)
@@ -181,44 +172,75 @@ def exit_code(results: Sequence[BuildResult]) -> int:
 
 def _checked(onnx_path: Path) -> OnnxFacts:
     facts = onnx_facts.read(onnx_path)
+    errors = [finding for finding in lint(load_model(onnx_path), facts.target) if finding.level == "error"]
+    if errors:
+        others = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise InputError(f"{onnx_path} would not give the right engine: {errors[0].message}{others}", errors[0].remedy)
     return facts
 
 
-def _wanted(runtimes: Sequence[RuntimeName], sms: Sequence[int], job: _Job) -> list[_Wanted]:
-    chosen = tuple(dict.fromkeys(runtimes)) or (("tensorrt-rtx",) if sms else (default_runtime(job.facts, job.host),))
+def _wanted(runtimes: Sequence[RuntimeName], sms: Sequence[int], job: _Job) -> list[WantedEngine]:
+    chosen: tuple[RuntimeName, ...] = tuple(dict.fromkeys(runtimes))
+    if not chosen:
+        chosen = ("tensorrt-rtx",) if sms else (default_runtime(job.facts, job.host),)
     if sms and "tensorrt-rtx" not in chosen:
         raise InputError(
             f"--sm chooses GPUs for tensorrt-rtx, which is not among the runtimes ({', '.join(chosen)}).",
             "add --runtime tensorrt-rtx, or leave out --sm.",
         )
     architectures = tuple(dict.fromkeys(sms)) or ((job.host.gpu.sm,) if job.host.gpu else DEFAULT_SMS)
-    wanted: list[_Wanted] = []
+    wanted: list[WantedEngine] = []
     for runtime in chosen:
         if runtime == "tensorrt-rtx":
-            wanted += [_Wanted(f"{runtime}-sm{sm}", runtime, sm) for sm in architectures]
+            wanted += [WantedEngine(f"{runtime}-sm{sm}", runtime, sm) for sm in architectures]
         else:
-            wanted.append(_Wanted(runtime, runtime, job.host.gpu.sm if runtime == "tensorrt" and job.host.gpu else None))
+            wanted.append(WantedEngine(runtime, runtime))
     return wanted
 
 
-def _make(wanted: _Wanted, job: _Job) -> BuildResult:
-    """Refuse, keep or build one engine."""
+def _make(wanted: WantedEngine, job: _Job) -> BuildResult:
+    """Keep, refuse or build one engine."""
+    folder = job.folder / wanted.name
+    if not job.force:
+        manifest = engine_folder.kept(folder, wanted, job.facts, job.profile, job.host)
+        if manifest is not None:
+            return BuildResult(wanted.name, "kept", manifest)
     try:
         if wanted.runtime != "onnxruntime":
             check_signed(job.facts)
-        if wanted.runtime == "tensorrt-rtx" and wanted.sm is not None:
+        if wanted.sm is not None:
             check_sm(wanted.sm)
     except FaqError as error:
-        return BuildResult(wanted.name, _status(error, "refused"), None, error.what, error.remedy)
-    folder = job.folder / wanted.name
-    if not job.force and (manifest := _kept(folder, wanted, job)) is not None:
-        return BuildResult(wanted.name, "kept", manifest)
+        return _without_engine(wanted, error, "refused")
     tell = job.on_event or _silent
     tell(BuildEvent(wanted.name, "start"))
     started = time.perf_counter()
     try:
-        result = BuildResult(wanted.name, "built", _build(wanted, folder, job))
+        manifest = engine_folder.build(folder, wanted, job.facts, job.profile, job.version)
+        result = BuildResult(wanted.name, "built", manifest)
     except FaqError as error:
-        result = BuildResult(wanted.name, _status(error, "failed"), None, error.what, error.remedy)
+        result = _without_engine(wanted, error, "failed")
     tell(BuildEvent(wanted.name, "stop", time.perf_counter() - started, result.status))
     return result
+
+
+def _without_engine(wanted: WantedEngine, error: FaqError, status: Status) -> BuildResult:
+    if isinstance(error, CannotRunHere):
+        status = "unavailable"
+    return BuildResult(wanted.name, status, None, error.what, error.remedy)
+
+
+def _silent(event: BuildEvent) -> None:
+    """Nobody asked for progress."""
+
+
+def _record(run: RunFolder, name: str, manifest: EngineManifest, version: str) -> None:
+    files = [f"engines/{name}/{file}" for file in (manifest.file, engine_manifest.MANIFEST)]
+    run.record(
+        f"build/{name}",
+        version=version,
+        inputs=["model.onnx"],
+        outputs=files,
+        versions=manifest.versions,
+        facts={"seconds": manifest.seconds, "bytes": manifest.bytes, "sm": manifest.sm, "notes": list(manifest.notes)},
+    )

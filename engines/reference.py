@@ -80,8 +80,9 @@ class ReferenceRunner:
         return {**found, "logits": logit_bits(logits)}
 
     def close(self) -> None:
-        """Forget the constants; there is nothing else to release."""
+        """Release the weights."""
         self._constants.clear()
+        self._steps = ()
 
     def _prepare(self) -> tuple[_Step, ...]:
         """Compute what depends on constants only (weights), and order the rest."""
@@ -103,6 +104,8 @@ class ReferenceRunner:
         return tuple(steps)
 
     def _run(self, batch: FloatArray, wanted: tuple[str, ...]) -> tuple[dict[str, IntArray], FloatArray]:
+        if not self._steps:
+            raise InputError("the reference runner was closed.", "load the file again.")
         native = native_batch(batch, self._graph.input_shape, self.name)
         if len(native) == 0:  # shapes and names of one black image, without the image
             found, logits = self._run_piece(np.zeros((1, *native.shape[1:]), np.float32), wanted)

@@ -7,27 +7,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
 from engines import onnx_facts
 from engines.errors import CannotRunHere, InputError
 from engines.files import atomic_path, write_atomic
 from engines.host import Gpu, driver
 from engines.profile import Profile, Shapes
-from engines.tensorrt_package import Messages, TensorRTName, load, open_log, reason
+from engines.tensorrt_package import OLDEST_SM, Messages, TensorRTName, load, open_log, reason, rtx_sms
 
 __all__ = [
-    "OLDEST_SM",
     "BuiltEngine",
     "build_rtx",
     "build_tensorrt",
     "check_signed",
     "check_sm",
     "gpu_for_tensorrt",
-    "rtx_sms",
 ]
-
-OLDEST_SM: Final = 75  # Turing: the oldest GPU whose INT8 tensor cores TensorRT 10, 11 and RTX use
 
 
 @dataclass(frozen=True)
@@ -49,16 +45,6 @@ class BuiltEngine:
     shapes: Mapping[str, Shapes]
     warnings: tuple[str, ...]
     gpu: Gpu | None = None
-
-
-def rtx_sms() -> tuple[int, ...]:
-    """GPU architectures that the installed TensorRT-RTX builds for, such as (75, 80, 86, 89, 120, 121).
-
-    Raises:
-        CannotRunHere: tensorrt_rtx is missing.
-    """
-    names = load("tensorrt-rtx").ComputeCapability.__members__
-    return tuple(sorted(int(name[2:]) for name in names if name.startswith("SM")))
 
 
 def check_sm(sm: int) -> None:

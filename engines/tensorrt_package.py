@@ -12,12 +12,14 @@ from typing import Final, Literal
 
 from engines.errors import CannotRunHere
 
-__all__ = ["INSTALL", "MODULES", "Messages", "TensorRTName", "load", "open_log", "reason"]
+__all__ = ["OLDEST_SM", "Messages", "TensorRTName", "load", "open_log", "reason", "rtx_sms"]
 
 TensorRTName = Literal["tensorrt", "tensorrt-rtx"]
 
-MODULES: Final[Mapping[TensorRTName, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-INSTALL: Final[Mapping[TensorRTName, str]] = {
+OLDEST_SM: Final = 75  # Turing: the oldest GPU whose INT8 tensor cores TensorRT 10, 11 and RTX use
+
+_MODULES: Final[Mapping[TensorRTName, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_INSTALL: Final[Mapping[TensorRTName, str]] = {
     "tensorrt": "pip install 'faq-deploy[tensorrt]' (on a Jetson, JetPack brings TensorRT: use a virtual environment "
     "made with --system-site-packages).",
     "tensorrt-rtx": "pip install 'faq-deploy[rtx]'.",
@@ -39,27 +41,37 @@ def load(name: TensorRTName) -> ModuleType:
         CannotRunHere: it is not installed, its libraries do not load, it is a placeholder without a builder, or it
             is older than strongly typed networks.
     """
-    module_name = MODULES[name]
+    module_name = _MODULES[name]
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == module_name:
-            raise CannotRunHere(f"the Python package {module_name} is not installed.", INSTALL[name]) from error
+            raise CannotRunHere(f"The Python package {module_name} is not installed.", _INSTALL[name]) from error
         raise _does_not_load(name, error) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise _does_not_load(name, error) from error
     if not hasattr(module, "Builder"):
         raise CannotRunHere(
-            f"the Python package {module_name} is installed but is only a placeholder: it has no Builder.",
-            f"pip uninstall {module_name}, then {INSTALL[name]}",
+            f"The Python package {module_name} is installed but is only a placeholder: it has no Builder.",
+            f"pip uninstall {module_name}, then {_INSTALL[name]}",
         )
     # 11 types every network strongly and may drop the flag; before 10 an INT8 flag stood where it is missing
     if not hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") and hasattr(module.BuilderFlag, "INT8"):
         raise CannotRunHere(
             f"{module_name} {module.__version__} has no strongly typed networks.",
-            f"faq-deploy needs TensorRT 10 or newer: {INSTALL[name]}",
+            f"faq-deploy needs TensorRT 10 or newer: {_INSTALL[name]}",
         )
     return module
+
+
+def rtx_sms() -> tuple[int, ...]:
+    """GPU architectures that the installed TensorRT-RTX builds for, such as (75, 80, 86, 89, 120, 121).
+
+    Raises:
+        CannotRunHere: tensorrt_rtx is missing.
+    """
+    names = load("tensorrt-rtx").ComputeCapability.__members__
+    return tuple(sorted(int(name[2:]) for name in names if name.startswith("SM")))
 
 
 def open_log(name: TensorRTName) -> tuple[object, Messages]:
@@ -104,8 +116,8 @@ def _logger(name: TensorRTName) -> tuple[object, Messages]:
 def _does_not_load(name: TensorRTName, error: Exception) -> CannotRunHere:
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return CannotRunHere(
-        f"the Python package {MODULES[name]} is installed but does not load: {first}.",
-        f"install it again with its libraries: {INSTALL[name]}",
+        f"The Python package {_MODULES[name]} is installed but does not load: {first}.",
+        f"install it again with its libraries: {_INSTALL[name]}",
     )
 
 

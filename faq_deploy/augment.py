@@ -214,7 +214,9 @@ def _from_workers(steps: _Steps, wanted: range, workers: int) -> Iterator[_Loade
             loading = iter(loader)
         yield from loading
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith(
+            "DataLoader worker"
+        ):  # an error inside a live worker is "Caught ... in DataLoader"
             raise
         raise CannotRunHere(
             "A data loading process died, most often for want of memory.", "pass fewer --workers, or --workers 0."

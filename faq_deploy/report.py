@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
 from engines.errors import InputError
 from engines.files import write_atomic
@@ -113,7 +113,7 @@ def _count(value: int | None) -> str:
     return _MISSING if value is None else f"{value:,}"
 
 
-def _plain(value: JsonValue) -> str:
+def _plain(value: object) -> str:
     """A recipe's value as a person would type it."""
     if isinstance(value, list):
         return ", ".join(map(_plain, value)) or _MISSING

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["Engine", "Epoch", "Gate", "Layer", "Report", "Stage", "Verdict", "headline"]
 
@@ -174,7 +174,7 @@ class Report(_Part):
         model: as named on the command line.
         data: where the images come from, in words.
         images: how many were evaluated.
-        recipe: the resolved recipe, flat: `training.lr` -> 0.0001.
+        recipe: the resolved recipe, flat, JSON values: `training.lr` -> 0.0001.
         verdict: passed or not, and why.
         gates: the rules.
         stages: float first, then quantized, then what was built from it.
@@ -192,7 +192,7 @@ class Report(_Part):
     model: str
     data: str
     images: Count
-    recipe: dict[str, JsonValue] = {}
+    recipe: dict[str, object] = {}
     verdict: Verdict
     gates: list[Gate] = []
     stages: list[Stage]

@@ -210,3 +210,68 @@ def images(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
     batch = np.where(rng.random(batch.shape) < 0.3, ties.astype(np.float32), batch)
     extremes = np.array([0.0, -0.0, 1e30, -1e30, 1e-40, -1e-40], np.float32)
     return np.where(rng.random(batch.shape) < 0.05, rng.choice(extremes, batch.shape), batch)
+
+
+def around(
+    nodes: list[onnx.NodeProto],
+    constants: dict[str, npt.ArrayLike],
+    image: tuple[int, int, int],
+    exponent: int = 0,
+    codes_exponent: int | None = 0,
+) -> onnx.ModelProto:
+    """A few nodes from `x.values` to `y` between an int8 quantizer of the input and one of the result.
+
+    Args:
+        nodes: read `x.values` and make `y`.
+        constants: their other inputs.
+        image: channels, height and width of the input.
+        exponent: of the grid of the input.
+        codes_exponent: of the grid of `y.codes`; None returns `y` itself as logits.
+    """
+    every = {
+        "x.scale": np.float32(2.0**exponent),
+        "y.scale": np.float32(2.0 ** (codes_exponent or 0)),
+        "zero": np.int8(0),
+        **constants,
+    }
+    tail = [
+        helper.make_node("QuantizeLinear", ["y", "y.scale", "zero"], ["y.codes"], name="y.codes"),
+        helper.make_node("DequantizeLinear", ["y.codes", "y.scale", "zero"], ["logits"], name="logits"),
+    ]
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["input", "x.scale", "zero"], ["x.codes"], name="x.codes"),
+            helper.make_node("DequantizeLinear", ["x.codes", "x.scale", "zero"], ["x.values"], name="x.values"),
+            *nodes,
+            *(tail if codes_exponent is not None else [helper.make_node("Identity", ["y"], ["logits"])]),
+        ],
+        "around",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *image])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in every.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def with_constant(model: onnx.ModelProto, name: str, value: npt.ArrayLike) -> onnx.ModelProto:
+    """A copy of the model with one initializer replaced."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    (tensor,) = (tensor for tensor in copy.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(value), name))
+    return copy
+
+
+def constant_of(model: onnx.ModelProto, name: str) -> npt.NDArray[np.generic]:
+    """The value of one initializer, writable."""
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    return numpy_helper.to_array(tensor).copy()
+
+
+def with_input(model: onnx.ModelProto, node: str, index: int, tensor: str) -> onnx.ModelProto:
+    """A copy of the model in which one node reads another tensor."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    (found,) = (found for found in copy.graph.node if found.name == node)
+    found.input[index] = tensor
+    return copy

@@ -1,0 +1,240 @@
+"""Lint rules about layers: biases, both sides of a convolution, adds, concats, pools, and the file's versions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from engines.lint_view import Hit, grid_text, grids, hit, is_weight, scale_of, shared_scale
+from engines.qdq_graph import Attribute, QdqGraph, attributes, constant, label, opset
+
+__all__ = [
+    "bias_off_grid",
+    "ceil_mode_over_padding",
+    "float_add_input",
+    "float_skip_input",
+    "ir_version_too_new",
+    "one_sided_layer",
+    "per_channel_conv_transpose",
+    "pool_can_tie",
+    "transposed_weight",
+    "unequal_concat_scales",
+]
+
+_LAYERS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_OLDEST_IR: Final = 8  # enough for every opset up to 18
+_IR_OF_OPSET: Final[Mapping[int, int]] = {19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13, 27: 13, 28: 14}
+
+
+def bias_off_grid(graph: QdqGraph) -> Iterator[Hit]:
+    """onnxruntime rounds a bias to s_x x s_w when it loads the file: off that grid, codes move (C47, T3)."""
+    for node in graph.nodes:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or not node.input[2]:
+            continue
+        bias, s_x, s_w = _bias(graph, node), shared_scale(graph, node.input[0]), shared_scale(graph, node.input[1])
+        if bias is None or s_x is None or s_w is None or s_x.size != 1 or s_w.size not in (1, bias.size):
+            continue
+        grid = np.broadcast_to(s_x * s_w, bias.shape)
+        if not (np.isfinite(grid) & (grid > 0)).all():
+            continue  # scale-positive tells
+        steps = bias / grid
+        off = np.flatnonzero(np.rint(steps) * grid != bias)
+        if off.size:
+            c = int(off[0])
+            yield hit(
+                node,
+                f": the bias of channel {c}{_more(off)} is {steps[c]:.6g} steps of the accumulator grid "
+                f"{grid_text(float(grid[c]))}, not a whole number.",
+                "round it to a multiple of s_x * s_w, as `faq-deploy export` does.",
+            )
+        large = np.flatnonzero(np.abs(steps) > np.iinfo(np.int32).max)
+        if large.size:
+            c = int(large[0])
+            yield hit(
+                node,
+                f": the bias of channel {c}{_more(large)} is {steps[c]:.4g} steps of the accumulator grid "
+                f"{grid_text(float(grid[c]))}, more than int32 holds.",
+                "use a coarser weight scale for that channel (it is nearly dead).",
+            )
+
+
+def one_sided_layer(graph: QdqGraph) -> Iterator[Hit]:
+    """A layer with one quantized input runs in float."""
+    for node in graph.nodes:
+        if node.op_type not in _LAYERS:
+            continue
+        sides = [bool(grids(graph, name)) for name in node.input[:2]]
+        if sides[0] != sides[1]:
+            quantized, other = ("input", "weight") if sides[0] else ("weight", "input")
+            yield hit(
+                node,
+                f": only its {quantized} is quantized, so that it runs in float.",
+                f"quantize its {other} too, or neither.",
+            )
+
+
+def float_skip_input(graph: QdqGraph) -> Iterator[Hit]:
+    """The branch that a convolution does not fuse with must be quantized, or the Add runs in float (U7)."""
+    for node, names in _adds(graph):
+        layers = [graph.producer[name].op_type in _LAYERS if name in graph.producer else False for name in names]
+        if any(layers) and not any(grids(graph, name) for name in names):
+            skip = names[1] if layers[0] else names[0]
+            yield hit(
+                node,
+                f": its skip input {skip} is not quantized, so that the Add runs in float.",
+                "put Q and DQ on the skip input.",
+            )
+
+
+def float_add_input(graph: QdqGraph) -> Iterator[Hit]:
+    """onnxruntime fuses an Add only with both inputs quantized (S4)."""
+    for node, names in _adds(graph):
+        floats = [name for name in names if not grids(graph, name)]
+        if floats:
+            yield hit(
+                node,
+                f": its input {floats[0]} is not quantized; onnxruntime then adds in float.",
+                "export with --target onnxruntime, which quantizes both inputs.",
+            )
+
+
+def unequal_concat_scales(graph: QdqGraph) -> Iterator[Hit]:
+    """Inputs of a Concat on different grids cost a requantization each (U8)."""
+    for node in graph.nodes:
+        if node.op_type != "Concat":
+            continue
+        found = [scale for name in node.input for q in grids(graph, name) if (scale := scale_of(graph, q)) is not None]
+        scales = sorted({float(scale.reshape(-1)[0]) for scale in found if scale.size == 1})
+        if len(scales) > 1:
+            yield hit(
+                node,
+                f" joins tensors with the scales {', '.join(map(grid_text, scales))}.",
+                "give all its inputs the largest of these scales.",
+            )
+
+
+def transposed_weight(graph: QdqGraph) -> Iterator[Hit]:
+    """A Transpose between DQ and MatMul hides the weight from the pattern matchers (U18)."""
+    for node in graph.nodes:
+        source = graph.producer.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
+        dequantize = graph.producer.get(source.input[0]) if source and source.op_type == "Transpose" else None
+        if source and dequantize and dequantize.op_type == "DequantizeLinear" and is_weight(graph, dequantize):
+            yield hit(
+                node,
+                f" reads its weight through {label(source)} behind DequantizeLinear and may run in float.",
+                "store the weight transposed, or use Gemm with transB=1.",
+            )
+
+
+def per_channel_conv_transpose(graph: QdqGraph) -> Iterator[Hit]:
+    """TensorRT's kernels want axis 0, onnxruntime's axis 1: per tensor is the only form that both run right (U11)."""
+    for node in graph.nodes:
+        if node.op_type != "ConvTranspose":
+            continue
+        for dequantize in grids(graph, node.input[1]):
+            scale = scale_of(graph, dequantize)
+            if scale is not None and scale.size > 1:
+                yield hit(
+                    node,
+                    f": its weight has {scale.size} scales on axis "
+                    f"{attributes(dequantize).get('axis', 1)}; TensorRT does not quantize it per output channel.",
+                    "quantize the weight of a transposed convolution per tensor.",
+                )
+
+
+def ir_version_too_new(graph: QdqGraph) -> Iterator[Hit]:
+    """A file stamped with a newer IR version than it needs is refused by the runtime on the box (C36)."""
+    version, needed = graph.model.ir_version, _IR_OF_OPSET.get(opset(graph.model), _OLDEST_IR)
+    if version > needed and opset(graph.model) <= max(_IR_OF_OPSET):
+        yield Hit(
+            "",
+            f"the file has IR version {version}, but opset {opset(graph.model)} needs only {needed}: "
+            "older runtimes will refuse it.",
+            f"set model.ir_version = {needed}.",
+        )
+
+
+def ceil_mode_over_padding(graph: QdqGraph) -> Iterator[Hit]:
+    """onnxruntime's INT8 average pool divides windows that hang over the border by their full size.
+
+    Source: onnxruntime 1.32, optimized against unoptimized; torch and ONNX divide by what lies within the padding.
+    """
+    for node in graph.nodes:
+        given = attributes(node)
+        if node.op_type == "AveragePool" and given.get("ceil_mode", 0) and given.get("count_include_pad", 0):
+            yield hit(
+                node,
+                " combines ceil_mode with count_include_pad: runtimes divide the windows at the border differently.",
+                "without padding set count_include_pad to 0 (the same values); else choose a size that ceil_mode "
+                "does not change.",
+            )
+
+
+def pool_can_tie(graph: QdqGraph) -> Iterator[Hit]:
+    """Averages over odd counts never tie, over powers of two they are exact; others depend on how one divides."""
+    sizes: Mapping[str, tuple[int, int]] | None = None
+    for node in graph.nodes:
+        if node.op_type == "AveragePool":
+            counts = _window_counts(attributes(node))
+        elif node.op_type == "GlobalAveragePool":
+            sizes = _image_sizes(graph.model) if sizes is None else sizes
+            counts = {math.prod(sizes.get(node.input[0], (1, 1)))}
+        else:
+            continue
+        for count in sorted(n for n in counts if n % 2 == 0 and n & (n - 1))[-1:]:
+            yield hit(
+                node,
+                f" averages {count} values, which can tie: an engine that multiplies by 1/{count} may round a tie "
+                "the other way.",
+                "compare codes on real images; windows of an odd number, or a power of two, of values cannot tie.",
+            )
+
+
+def _adds(graph: QdqGraph) -> Iterator[tuple[onnx.NodeProto, tuple[str, str]]]:
+    for node in graph.nodes:
+        if node.op_type == "Add" and not any(name in graph.constants for name in node.input):
+            yield node, (node.input[0], node.input[1])
+
+
+def _bias(graph: QdqGraph, node: onnx.NodeProto) -> npt.NDArray[np.float64] | None:
+    """A layer's bias in real units: a float constant, or codes behind DequantizeLinear."""
+    value = constant(graph, node, 2)
+    if value is not None:
+        return value.astype(np.float64).reshape(-1)
+    source = graph.producer.get(node.input[2])
+    if source is None or source.op_type != "DequantizeLinear":
+        return None
+    codes, scale = constant(graph, source, 0), scale_of(graph, source)
+    return None if codes is None or scale is None else codes.astype(np.float64).reshape(-1) * scale.reshape(-1)
+
+
+def _window_counts(given: Mapping[str, Attribute]) -> set[int]:
+    """How many values the windows of an AveragePool hold; fewer at a border that does not count."""
+    kernel, pads = given.get("kernel_shape", ()), given.get("pads", ())
+    if not isinstance(kernel, Sequence) or not isinstance(pads, Sequence):
+        return set()
+    missing = 0 if given.get("count_include_pad", 0) else max((int(pad) for pad in pads), default=0)
+    missing = max(map(int, kernel), default=1) - 1 if given.get("ceil_mode", 0) else missing
+    sides = [range(max(1, int(size) - missing), int(size) + 1) for size in kernel]
+    return {math.prod(window) for window in itertools.product(*sides)}
+
+
+def _image_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
+    """Height and width of the tensors whose size shape inference knows."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    sizes = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        dimensions = value.type.tensor_type.shape.dim
+        if len(dimensions) == 4:
+            sizes[value.name] = (dimensions[2].dim_value, dimensions[3].dim_value)
+    return sizes
+
+
+def _more(channels: npt.NDArray[np.intp]) -> str:
+    return f" (and {channels.size - 1} more)" if channels.size > 1 else ""

@@ -1,0 +1,124 @@
+"""What `build` and `doctor` print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from rich.console import Console
+from rich.table import Table
+
+from engines.build import BuildEvent, BuildResult, build_engines, build_onnx_file, exit_code
+from engines.doctor import as_json as checks_as_json
+from engines.doctor import diagnose
+from engines.errors import InputError
+from engines.host import RuntimeName
+from engines.profile import Profile
+from engines.run_folder import RunFolder
+
+__all__ = ["build", "doctor"]
+
+
+def build(
+    source: Path,
+    runtimes: Sequence[str],
+    sms: Sequence[int],
+    batch: str,
+    output: Path | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Build, print a table or JSON, and return the exit code.
+
+    Args:
+        source: a run folder, or an ONNX file.
+        runtimes: see `build_engines`.
+        sms: see `build_engines`.
+        batch: MIN:OPT:MAX.
+        output: where engines of an ONNX file go; `engines` beside it if None.
+        force: build again what is there.
+        as_json: machine output.
+    """
+    names = cast(Sequence[RuntimeName], runtimes)
+    profile, version = Profile.parse(batch), _version()
+    if source.is_file():
+        folder = output or source.parent / "engines"
+        results = build_onnx_file(
+            source, folder, names, sms, profile, version=version, on_event=_progress, force=force
+        )
+    elif output is not None:
+        raise InputError("-o goes with an ONNX file; a run folder keeps its engines itself.", "leave out -o.")
+    else:
+        folder = source / "engines"
+        results = build_engines(
+            RunFolder(source), names, sms, profile, version=version, on_event=_progress, force=force
+        )
+    code = exit_code(results)
+    if as_json:
+        print(json.dumps({"exit_code": code, "engines": [_as_dict(r) for r in results]}, indent=2))
+    else:
+        _print(results, folder)
+    return code
+
+
+def doctor(*, as_json: bool) -> None:
+    """Print what this machine can do."""
+    checks = diagnose()
+    if as_json:
+        print(checks_as_json(checks))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "what", "found", "to get it"):
+        table.add_column(column, overflow="fold")
+    marks = {"ok": "ok", "missing": "--", "limited": "!!"}
+    for check in checks:
+        table.add_row(marks[check.status], check.name, check.detail, check.remedy or "")
+    Console().print(table)
+
+
+def _progress(event: BuildEvent) -> None:
+    if event.phase == "start":
+        print(f"building {event.name} ...", file=sys.stderr, flush=True)
+
+
+def _print(results: Sequence[BuildResult], folder: Path) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("engine", "status", "MB", "seconds", "runtime"):
+        table.add_column(column, justify="right" if column in {"MB", "seconds"} else "left")
+    for result in results:
+        made = result.manifest
+        if made is None:
+            table.add_row(result.name, result.status, "", "", result.reason)
+        else:
+            version = made.versions.get(made.runtime, "")
+            size, seconds = f"{made.bytes / 1e6:.2f}", f"{made.seconds:.2f}"
+            table.add_row(result.name, result.status, size, seconds, f"{made.runtime} {version}")
+    console = Console()
+    console.print(table)
+    notes = dict.fromkeys(note for r in results if r.manifest for note in r.manifest.notes)
+    remedies = dict.fromkeys(r.remedy for r in results if r.manifest is None and r.remedy)
+    for note in (*notes, *remedies):
+        console.print(f"Note: {note}", soft_wrap=True, markup=False)
+    if any(r.manifest for r in results):
+        console.print(f"Engines are in {folder}", soft_wrap=True, markup=False)
+
+
+def _as_dict(result: BuildResult) -> dict[str, object]:
+    manifest = None if result.manifest is None else result.manifest.model_dump(mode="json")
+    return {
+        "name": result.name,
+        "status": result.status,
+        "reason": result.reason,
+        "remedy": result.remedy,
+        "manifest": manifest,
+    }
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("faq-deploy")

@@ -1,0 +1,261 @@
+"""The verb `eval`: the same images through every stage, from PyTorch float to each engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from engines import engine_manifest
+from engines.errors import CannotRunHere
+from engines.files import sha256_of
+from engines.host import this_host
+from engines.image_batches import BadImages, OnBad, batches
+from engines.images import ImageSet
+from engines.ort import OrtRunner
+from engines.reference import ReferenceRunner
+from engines.run_folder import RunFolder
+from engines.runner import Runner
+from engines.tensorrt_runner import open_engine
+from faq_deploy import __version__
+from faq_deploy.certificate import certificate
+from faq_deploy.gate import Limits, judge
+from faq_deploy.report_model import Engine, Epoch, Layer, Report
+from faq_deploy.stages import StageKind, Tally, TorchRunner
+from faq_deploy.stored_net import StoredNet, load_net
+from faq_deploy.versions import engine_versions
+
+__all__ = ["EvalOptions", "evaluate", "load_run"]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How to evaluate.
+
+    Attributes:
+        batch_size: images a batch.
+        code_images: images whose integer codes are compared, tensor by tensor.
+        reference_images: images that the NumPy integer reference runs (about a second each at ResNet-18's size).
+        engines: names under `engines/` to run; None takes all.
+        limits: the gates.
+        on_bad: what to do about an image that can't be read.
+    """
+
+    batch_size: int = 32
+    code_images: int = 64
+    reference_images: int = 64
+    engines: Sequence[str] | None = None
+    limits: Limits = Limits()
+    on_bad: OnBad = "error"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """The files of a run, checked against its manifest."""
+
+    run: RunFolder
+    floating: StoredNet
+    quantized: StoredNet
+    onnx_path: Path
+    data: dict[str, object]
+
+
+def load_run(run: RunFolder) -> LoadedRun:
+    """Open what `quantize` and `export` left.
+
+    Raises:
+        InputError: something is missing, was changed, or is stale.
+    """
+    quantized = run.require("quantize", "quantized.pt")
+    path = run.require_fresh("export", "model.onnx", {"quantized.pt": "quantize"})
+    floating = run.require("calibrate", "float.pt")
+    data = cast(dict[str, object], run.manifest().steps["calibrate"].facts["data"])
+    return LoadedRun(run, load_net(floating), load_net(quantized), path, data)
+
+
+def evaluate(
+    loaded: LoadedRun,
+    images: ImageSet,
+    description: str,
+    options: EvalOptions,
+    *,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> Report:
+    """Run every stage over `images` and judge the result.
+
+    Args:
+        loaded: the run.
+        images: labelled, in the order of the run's classes.
+        description: of the data, for the report.
+        options: see `EvalOptions`.
+        on_images: told how many more images are done.
+
+    Returns:
+        The report, verdict included.
+
+    Raises:
+        InputError: a bad image, a stale engine, NaN logits.
+    """
+    bad = BadImages()
+    quantized = Tally("PyTorch quantized", "quantized", TorchRunner(loaded.quantized, quantized=True))
+    floating = Tally("PyTorch float", "float", TorchRunner(loaded.floating, quantized=False))
+    others, engines = _stages(loaded, options)
+    try:
+        for batch in batches(images, None, options.batch_size, on_bad=options.on_bad, bad=bad):
+            _run_batch(batch.images, batch.labels, quantized, [floating, *others], options)
+            on_images(len(batch.labels))
+    finally:
+        for tally in others:
+            if tally.runner is not None:
+                tally.runner.close()
+    stages = [t.stage() for t in (floating, quantized, *others)]
+    gates, verdict = judge(stages, options.limits)
+    warnings = [f"{len(bad)} images were skipped: {', '.join(list(bad.reasons)[:3])}"] if len(bad) else []
+    warnings += [
+        f"{t.name}: {t.differing} of {t.compared} codes differ, first in {t.first}" for t in others if t.differing
+    ]
+    facts = loaded.quantized.facts
+    if facts.kept == "best":
+        warnings.append(f"the weights are those of the best validation top-1 (epoch {facts.epoch})")
+    return Report(
+        faq_deploy=__version__,
+        created=datetime.now(UTC).replace(microsecond=0),
+        run=loaded.run.path.resolve().name,
+        model=facts.model,
+        data=description,
+        images=quantized.images,
+        recipe=_flat(json.loads(loaded.quantized.recipe.model_dump_json())),
+        verdict=verdict,
+        gates=gates,
+        stages=stages,
+        layers=_layers(loaded.quantized),
+        training=_curve(loaded.run / "metrics.jsonl"),
+        engines=engines,
+        warnings=warnings,
+        versions=engine_versions(),
+    )
+
+
+def _run_batch(
+    images: np.ndarray, labels: np.ndarray, quantized: Tally, others: Sequence[Tally], options: EvalOptions
+) -> None:
+    done = quantized.images
+    wanted = quantized.run(images, labels, None)
+    codes = None
+    if done < options.code_images:
+        assert isinstance(quantized.runner, TorchRunner)
+        codes = quantized.runner.codes(images)
+    for tally in others:
+        if tally.runner is None:
+            continue
+        before = tally.images
+        tally.run(images, labels, wanted)
+        if codes is not None and tally.kind != "float" and tally.images > before:
+            count = min(tally.images - before, options.code_images - done)
+            tally.compare_codes(images[:count], {name: value[:count] for name, value in codes.items()})
+
+
+def _stages(loaded: LoadedRun, options: EvalOptions) -> tuple[list[Tally], list[Engine]]:
+    path = loaded.onnx_path
+    tallies = [
+        Tally("integer reference (NumPy)", "reference", ReferenceRunner(path), limit=options.reference_images),
+        Tally("onnxruntime, optimizations off", "onnxruntime", OrtRunner(path, oracle=True)),
+    ]
+    steps = loaded.run.manifest().steps
+    built = [name.removeprefix("build/") for name in steps if name.startswith("build/")]
+    missing = [name for name in options.engines or () if name not in built]
+    tallies += [
+        Tally(f"engine {name}", "engine", None, skipped="it was not built: run `faq-deploy build`.") for name in missing
+    ]
+    rows = [Engine(name=name, status="skipped", note="it was not built") for name in missing]
+    for name in built:
+        if options.engines is not None and name not in options.engines:
+            continue
+        folder = loaded.run / "engines" / name
+        manifest = engine_manifest.check(folder, sha256_of(path))
+        runner, skipped = _open(folder, manifest.runtime, sha256_of(path))
+        kind: StageKind = "engine"
+        tallies.append(Tally(f"engine {name}", kind, runner, skipped=skipped))
+        rows.append(
+            Engine(
+                name=name,
+                sm=None if manifest.sm is None else str(manifest.sm),
+                bytes=manifest.bytes,
+                seconds=manifest.seconds,
+                status="ran" if skipped is None else "skipped",
+                note=skipped or " ".join(manifest.notes),
+            )
+        )
+    return tallies, rows
+
+
+def _open(folder: Path, runtime: str, onnx_sha256: str) -> tuple[Runner | None, str | None]:
+    try:
+        if runtime == "onnxruntime":
+            manifest = engine_manifest.check(folder, onnx_sha256, this_host())
+            return OrtRunner(folder / manifest.file), None
+        return open_engine(folder, onnx_sha256), None
+    except CannotRunHere as error:
+        return None, error.what
+
+
+def _layers(stored: StoredNet) -> list[Layer]:
+    ranges = {str(r["name"]): r for r in stored.facts.ranges}
+    bounds = {b.name: b for b in certificate(stored.net)}
+    rows: list[Layer] = []
+    quantizers, weighted = stored.net.quantizers(), stored.net.weighted()
+    for node in stored.net.graph:
+        if node.name in quantizers:
+            layer, found = quantizers[node.name], ranges[node.name]
+            exponent = int(layer.exponent)
+            rows.append(
+                Layer(
+                    name=node.name,
+                    kind="activation",
+                    bits=layer.grid.bits,
+                    signed=layer.grid.signed,
+                    exponent_min=exponent,
+                    exponent_max=exponent,
+                    y=float(found["y"]),
+                    ymax=float(found["ymax"]),
+                    waste=float(found["waste"]),
+                )
+            )
+        elif node.name in weighted:
+            weights, bound = weighted[node.name], bounds[node.name]
+            rows.append(
+                Layer(
+                    name=node.name,
+                    kind="weight",
+                    bits=weights.grid.bits,
+                    signed=True,
+                    exponent_min=int(weights.weight_exponent.min()),
+                    exponent_max=int(weights.weight_exponent.max()),
+                    dead_channels=bound.dead_channels,
+                    certificate_ratio=bound.ratio,
+                )
+            )
+    return rows
+
+
+def _curve(path: Path) -> list[Epoch]:
+    if not path.is_file():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        Epoch(epoch=line["epoch"] + 1, top1=line["top1"], loss=line["loss"], lr=line["lr"])
+        for line in lines
+        if line["kind"] == "epoch"
+    ]
+
+
+def _flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

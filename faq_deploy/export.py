@@ -1,0 +1,274 @@
+"""Quantized net to QDQ ONNX, checked before the file gets its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import helper
+
+from engines.errors import FaqError, InputError
+from engines.files import atomic_path
+from engines.lint import lint
+from engines.ort import OrtRunner
+from engines.parity import Parity, compare_codes, compare_logits
+from engines.reference import ReferenceRunner
+from engines.runner import CodeRunner, FloatArray
+from faq_deploy.certificate import LayerBound, certificate
+from faq_deploy.emit import Emitter
+from faq_deploy.stored_net import StoredNet
+
+__all__ = ["Agreement", "ExportResult", "export_onnx", "torch_codes"]
+
+OPSET: Final = 13
+IR_VERSION: Final = 8  # the lowest that opset 13 needs: old runtimes on edge boxes read it (C36)
+
+_PIECE = 8  # images at a time: memory stays small at any resolution
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One runtime against PyTorch on the check images.
+
+    Attributes:
+        runtime: `reference` or `onnxruntime (oracle)`.
+        images: how many.
+        codes_compared, differing: integer codes of all tensors.
+        first: name of the first tensor that differs, or None.
+        flips: images with another top-1.
+        largest_difference: of two logits.
+    """
+
+    runtime: str
+    images: int
+    codes_compared: int
+    differing: int
+    first: str | None
+    flips: int
+    largest_difference: float
+
+    @property
+    def equal(self) -> bool:
+        """Same codes and same logits."""
+        return self.differing == 0 and self.largest_difference == 0.0
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written and what was proved about it."""
+
+    path: Path
+    bytes: int
+    agreements: list[Agreement]
+    bounds: list[LayerBound]
+    warnings: list[str]
+
+
+def export_onnx(
+    stored: StoredNet,
+    path: Path,
+    images: FloatArray,
+    *,
+    versions: dict[str, str],
+    checkpoint_sha256: str,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> ExportResult:
+    """Write `path` if PyTorch, the integer reference and onnxruntime agree on its codes.
+
+    Args:
+        stored: the net.
+        path: the ONNX file; it is renamed into place after all checks.
+        images: float32, shape (N, C, H, W), preprocessed; the images of the check.
+        versions: of packages, for the metadata.
+        checkpoint_sha256: of the file that `stored` was read from.
+        on_stage: told what is being done.
+
+    Raises:
+        InputError: the graph breaks a rule, or the disk is full.
+        FaqError: codes differ although every layer is proven exact: a bug in faq-deploy.
+    """
+    on_stage("writing the graph")
+    wanted, logits = torch_codes(stored, images)
+    bounds = certificate(stored.net)
+    model = _model(stored, list(logits.shape[1:]), versions, checkpoint_sha256, bounds)
+    warnings = _lint(model, stored.recipe.target)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        agreements = []
+        for name, make in (("reference", ReferenceRunner), ("onnxruntime (oracle)", _oracle)):
+            on_stage(f"comparing {len(images)} images with {name}")
+            agreements.append(_compare(name, make(temporary), images, wanted, logits))
+        warnings += _explain(stored, agreements, bounds)
+    return ExportResult(path, path.stat().st_size, agreements, bounds, warnings)
+
+
+def torch_codes(stored: StoredNet, images: FloatArray) -> tuple[dict[str, npt.NDArray[np.int64]], FloatArray]:
+    """PyTorch's codes by ONNX tensor name (`NAME.codes`), and its logits.
+
+    Args:
+        stored: the net.
+        images: float32, shape (N, C, H, W).
+    """
+    pieces: list[dict[str, npt.NDArray[np.int64]]] = []
+    logits: list[FloatArray] = []
+    with torch.inference_mode():
+        for start in range(0, len(images), _PIECE):
+            codes, output = stored.net.codes(torch.from_numpy(images[start : start + _PIECE]))
+            pieces.append({f"{name}.codes": value.numpy() for name, value in codes.items()})
+            logits.append(output.numpy())
+    return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}, np.concatenate(logits)
+
+
+def _model(
+    stored: StoredNet,
+    output_shape: list[int],
+    versions: dict[str, str],
+    checkpoint_sha256: str,
+    bounds: list[LayerBound],
+) -> onnx.ModelProto:
+    net, recipe, facts = stored.net, stored.recipe, stored.facts
+    graph = Emitter(net, recipe.target).run(output_shape)
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="faq-deploy",
+        producer_version=versions.get("faq-deploy", ""),
+    )
+    exponents = {name: int(q.exponent) for name, q in net.quantizers().items()}
+    weight_exponents = {name: layer.weight_exponent.tolist() for name, layer in net.weighted().items()}
+    entries: dict[str, object] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "target": recipe.target,
+        "bits": recipe.bits,
+        "model": facts.model,
+        "exponents": exponents,
+        "weight_exponents": weight_exponents,
+        "batch_norm": _multipliers(stored),
+        "preprocessing": facts.preprocessing.model_dump(mode="json"),
+        "classes": facts.classes,
+        "checkpoint_sha256": checkpoint_sha256,
+        "certificate": {b.name: b.worst for b in bounds},
+        "versions": versions,
+    }
+    for key, value in sorted(entries.items()):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = f"faq_deploy.{key}", json.dumps(value, sort_keys=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise FaqError(
+            f"the exported graph does not pass the ONNX checker: {str(error).splitlines()[0]}.",
+            "this is a bug in faq-deploy: please report it with your model.",
+        ) from error
+    return model
+
+
+def _multipliers(stored: StoredNet) -> dict[str, dict[str, object]]:
+    """Modes `paper` and `fit`: the pure integers k and exponent of each batch norm's a."""
+    found: dict[str, dict[str, object]] = {}
+    for node in stored.net.graph:
+        if node.kind == "batch_norm":
+            layer = stored.net.layers[node.name]
+            with torch.no_grad():
+                a, _ = layer.constants(layer.running_mean, layer.running_var)  # type: ignore[operator]
+            exponent = int(layer.multiplier_exponent)  # type: ignore[arg-type]
+            found[node.name] = {"exponent": exponent, "k": (a * 2.0**-exponent).round().int().tolist()}
+    return found
+
+
+def _lint(model: onnx.ModelProto, target: str) -> list[str]:
+    findings = lint(model, target)
+    errors = [f for f in findings if f.level == "error"]
+    if errors:
+        first = errors[0]
+        raise FaqError(
+            f"the exported graph breaks rule {first.rule} at {first.node}: {first.message}",
+            "this is a bug in faq-deploy: please report it with your model.",
+        )
+    return [f"{f.rule} at {f.node}: {f.message}" for f in findings if f.level == "warning"]
+
+
+def _oracle(path: Path) -> OrtRunner:
+    return OrtRunner(path, oracle=True, with_codes=True)
+
+
+def _compare(
+    name: str,
+    runner: CodeRunner,
+    images: FloatArray,
+    wanted: dict[str, npt.NDArray[np.int64]],
+    logits: FloatArray,
+) -> Agreement:
+    parities: list[Parity] = []
+    flips, largest = 0, 0.0
+    try:
+        for start in range(0, len(images), _PIECE):
+            piece = slice(start, start + _PIECE)
+            found = runner.codes(images[piece])
+            expected = {key: value[piece].reshape(found[key].shape) for key, value in wanted.items()}
+            parities.append(compare_codes(expected, found, list(wanted)))
+            close = compare_logits(logits[piece], found["logits"].astype(np.int32).view(np.float32))
+            flips += close.flips
+            largest = max(largest, close.largest_difference)
+    finally:
+        runner.close()
+    first = next((p.first.tensor for p in parities if p.first is not None), None)
+    return Agreement(
+        name,
+        len(images),
+        sum(p.compared for p in parities),
+        sum(p.differing for p in parities),
+        first.removesuffix(".codes") if first else None,
+        flips,
+        largest,
+    )
+
+
+def _explain(stored: StoredNet, agreements: list[Agreement], bounds: list[LayerBound]) -> list[str]:
+    """Sentences about what isn't proven; an error where codes differ without an arithmetic reason."""
+    over = [b for b in bounds if not b.proven]
+    sentences = []
+    if over:
+        worst = max(over, key=lambda b: b.ratio)
+        sentences.append(
+            f"{len(over)} of {len(bounds)} layers could in the worst case sum past 2^24, where fp32 rounds "
+            f"(most: {worst.name}, {worst.ratio:.2f} x); they are exact on the images that were compared."
+        )
+    for agreement in agreements:
+        if agreement.equal:
+            continue
+        suspects = _before(stored, agreement.first)
+        causes = [b for b in over if b.name in suspects] or (over if agreement.first is None else [])
+        what = (
+            f"{agreement.runtime} differs from PyTorch in {agreement.differing} of {agreement.codes_compared} codes"
+            f" (first in {agreement.first or 'the logits'}; largest logit difference {agreement.largest_difference:g})"
+        )
+        if not causes:
+            raise FaqError(
+                f"{what}, although every layer there is proven exact.",
+                "this is a bug in faq-deploy: please report it with your model.",
+            )
+        sentences[:1] = [f"{what}: {causes[0].name} sums past 2^24 ({causes[0].ratio:.2f} x), where fp32 rounds."]
+    return sentences
+
+
+def _before(stored: StoredNet, name: str | None) -> set[str]:
+    """Weighted layers between quantizer `name` and the quantizers before it."""
+    nodes = stored.net.graph.by_name()
+    found: set[str] = set()
+    open_names = list(nodes[name].inputs) if name in nodes else list(stored.net.graph.outputs)
+    while open_names:
+        node = nodes[open_names.pop()]
+        if node.kind in {"conv", "linear"}:
+            found.add(node.name)
+        elif node.kind != "quantize":
+            open_names += node.inputs
+    return found

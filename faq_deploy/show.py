@@ -1,0 +1,243 @@
+"""What the torch verbs print, and how their command line becomes options."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from engines.errors import InputError
+from faq_deploy.evaluate import EvalOptions
+from faq_deploy.export import ExportResult
+from faq_deploy.finetune import FinetuneResult
+from faq_deploy.gate import Limits
+from faq_deploy.progress import TrainingReporter, training_reporter
+from faq_deploy.quantize import QuantizeResult
+from faq_deploy.report_model import Report, Stage, headline
+from faq_deploy.verbs import DataOptions, QuantizeOptions
+
+__all__ = [
+    "eval_options",
+    "evaluated",
+    "exported",
+    "image_progress",
+    "quantized",
+    "reporter",
+    "say",
+    "trained",
+    "training_options",
+]
+
+_RECIPE_KEYS = {
+    "target": "target",
+    "cpu": "cpu",
+    "epochs": "training.epochs",
+    "lr": "training.lr",
+    "batch_size": "training.batch_size",
+    "seed": "training.seed",
+}
+
+
+def say(text: str) -> None:
+    """A line of progress, on stderr."""
+    print(f"{text} ...", file=sys.stderr, flush=True)
+
+
+def reporter() -> TrainingReporter:
+    """A bar on a terminal, lines elsewhere; both on stderr."""
+    return training_reporter()
+
+
+def training_options(model: str | None, options: dict[str, Any]) -> QuantizeOptions:
+    """The options of `quantize` and `train` from what Click parsed.
+
+    Raises:
+        InputError: --mean or --std isn't a list of numbers.
+    """
+    data = DataOptions(
+        data=options["data"],
+        train_fraction=options["train_fraction"],
+        class_order=options["class_order"],
+        resize=options["resize"],
+        crop=options["crop"],
+        mean=_numbers("--mean", options["mean"]),
+        std=_numbers("--std", options["std"]),
+        interpolation=options["interpolation"],
+        color=options["color"],
+        orientation=options["orientation"],
+        on_bad=options["on_bad_image"],
+    )
+    return QuantizeOptions(
+        model=model,
+        output=options["output"],
+        data=data,
+        weights=options["weights"],
+        num_classes=options["num_classes"],
+        prefer_ema=options["ema"],
+        recipe=options["recipe"],
+        bits=None if options["bits"] is None else int(options["bits"]),
+        assignments=options["assignments"],
+        overrides={key: options[name] for name, key in _RECIPE_KEYS.items() if options[name] is not None},
+        device=options["device"],
+        workers=options["workers"],
+        keep=options["keep"],
+        resume=options["resume"],
+        force=options["force"],
+    )
+
+
+def eval_options(options: dict[str, Any]) -> tuple[EvalOptions, str | None]:
+    """The options of `eval` from what Click parsed, and its --data."""
+    limits = Limits(
+        max_drop=options["max_drop"],
+        max_flips=options["max_flips"],
+        max_float_drop=options["max_float_drop"],
+        allow_skip=options["allow_skip"],
+    )
+    wanted = EvalOptions(
+        batch_size=options["batch_size"],
+        code_images=options["code_images"],
+        reference_images=options["reference_images"],
+        engines=options["engines"] or None,
+        limits=limits,
+        on_bad=options["on_bad_image"],
+    )
+    return wanted, options["data"]
+
+
+def quantized(run: Path, result: QuantizeResult, warnings: Sequence[str], *, as_json: bool) -> None:
+    """Print what `quantize` did."""
+    if as_json:
+        facts = {
+            "run": str(run),
+            "float_top1": result.float_top1,
+            "calibrated_top1": result.calibrated_top1,
+            "top1": result.final_top1,
+            "kept": result.kept,
+            "epoch": result.epoch,
+            "epochs": result.training.epochs_done,
+            "steps": result.training.steps,
+            "seconds": result.training.seconds,
+            "warnings": list(warnings),
+        }
+        print(json.dumps(facts, indent=2))
+        return
+    _warn(warnings)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("PyTorch, validation images")
+    table.add_column("top-1", justify="right")
+    table.add_row("float", f"{result.float_top1:.2f} %")
+    table.add_row("quantized, calibrated", f"{result.calibrated_top1:.2f} %")
+    if result.training.epochs_done:
+        table.add_row(f"quantized, fine-tuned ({result.kept} epoch: {result.epoch})", f"{result.final_top1:.2f} %")
+    _print(table)
+    _print(f"Next: faq-deploy export {run}")
+
+
+def trained(path: Path, result: FinetuneResult, *, as_json: bool) -> None:
+    """Print what `train` did."""
+    if as_json:
+        print(json.dumps({"weights": str(path), "top1": result.best_top1, "epoch": result.best_epoch}, indent=2))
+        return
+    _print(f"float top-1 {result.best_top1:.2f} % (epoch {result.best_epoch} of {result.epochs_done}): {path}")
+
+
+def exported(result: ExportResult, *, as_json: bool) -> None:
+    """Print what `export` wrote and proved."""
+    proven = sum(b.proven for b in result.bounds)
+    if as_json:
+        facts = {
+            "file": str(result.path),
+            "bytes": result.bytes,
+            "agreement": [dataclasses.asdict(a) for a in result.agreements],
+            "proven_layers": proven,
+            "layers": len(result.bounds),
+            "warnings": result.warnings,
+        }
+        print(json.dumps(facts, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("against PyTorch quantized", "images", "codes that differ", "flips", "largest logit difference"):
+        table.add_column(column, justify="left" if column.startswith("against") else "right")
+    for a in result.agreements:
+        codes = f"{a.differing:,} of {a.codes_compared:,}"
+        table.add_row(a.runtime, str(a.images), codes, str(a.flips), f"{a.largest_difference:g}")
+    _print(table)
+    _print(f"{proven} of {len(result.bounds)} layers are proven exact in fp32 for every input (sums below 2^24).")
+    _warn(result.warnings)
+    _print(f"{result.path}: {result.bytes / 1e6:.2f} MB")
+
+
+def evaluated(run: Path, report: Report, *, as_json: bool) -> None:
+    """Print the stages and the verdict."""
+    if as_json:
+        print(report.model_dump_json(indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    names = ("stage", "images", "top-1", "top-5", "flips", "codes that differ", "logit difference", "images/s")
+    for name in names:
+        table.add_column(name, justify="left" if name == "stage" else "right", overflow="fold")
+    for stage in report.stages:
+        table.add_row(*_cells(stage))
+    _print(table)
+    _warn(report.warnings)
+    _print(headline(report))
+    word = "PASSED" if report.verdict.passed else f"NOT PASSED (exit code {report.verdict.exit_code})"
+    _print(" ".join([f"{word}.", *report.verdict.sentences]))
+    _print(f"Report: {run / 'report.html'}")
+
+
+@contextlib.contextmanager
+def image_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar over images on stderr, while it is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("eval", total=None)
+        yield lambda done, total: progress.update(task, advance=done, total=total)
+
+
+def _cells(stage: Stage) -> list[str]:
+    if stage.skipped is not None:
+        return [stage.name, "skipped", *[""] * 6]
+    first = stage.kind in {"float", "quantized"}
+    codes = "" if stage.differing_codes is None else f"{stage.differing_codes:,} of {stage.codes_compared:,}"
+    return [
+        stage.name,
+        f"{stage.images:,}",
+        f"{stage.top1:.2f} %",
+        "" if stage.top5 is None else f"{stage.top5:.2f} %",
+        "" if stage.kind == "quantized" else str(stage.flips),
+        codes,
+        "" if first else f"{stage.max_logit_difference:g}",
+        "" if stage.images_per_second is None else f"{stage.images_per_second:,.0f}",
+    ]
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"{option} {text} is not a list of numbers.", f"write {option} 0.485,0.456,0.406") from error
+
+
+def _warn(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
+def _print(thing: Table | str) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a pipe or a log keeps every column
+    console.print(thing, soft_wrap=isinstance(thing, str), markup=False, highlight=False)

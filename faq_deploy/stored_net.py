@@ -1,0 +1,113 @@
+"""A quantized net on disk: graph, weights, exponents and what is needed to run it, with no user code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from engines.errors import InputError
+from engines.files import atomic_path
+from engines.preprocess import Preprocessing
+from faq_deploy.graph import Graph
+from faq_deploy.net import QuantizedNet
+from faq_deploy.recipe import Recipe, dump_toml, parse_recipe
+from faq_deploy.rewrite import assemble
+
+__all__ = ["NetFacts", "StoredNet", "load_net", "save_net"]
+
+_FORMAT: Final = 1
+
+
+class NetFacts(BaseModel):
+    """What a run knows about its net besides the numbers.
+
+    Attributes:
+        model: as named on the command line.
+        weights_sha256: of the checkpoint file, if there was one.
+        classes: names, in the order of the logits.
+        preprocessing: of every image that goes in.
+        ranges: one record an activation quantizer (see `ActivationRange`).
+        epoch: epochs of fine-tuning behind these weights; 0 if calibrated only.
+        kept: which weights these are: `float` (before fine-tuning), `best` or `last`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    weights_sha256: str | None
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    ranges: list[dict[str, float | int | str | bool]]
+    epoch: int = 0
+    kept: str = "float"
+
+
+class StoredNet(BaseModel):
+    """A loaded file: the net in eval and quantized mode, its recipe and its facts."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, frozen=True)
+
+    net: QuantizedNet
+    recipe: Recipe
+    facts: NetFacts
+
+
+def save_net(path: Path, net: QuantizedNet, recipe: Recipe, facts: NetFacts) -> None:
+    """Write a net, whole or not at all. Tensors and strings only, so that nothing unpickles.
+
+    Raises:
+        InputError: the disk is full or the folder can't be written.
+    """
+    record = {
+        "format": _FORMAT,
+        "graph": net.graph.to_json(),
+        "recipe": dump_toml(recipe),
+        "facts": facts.model_dump_json(),
+        "state": {key: value.detach().cpu() for key, value in net.state_dict().items()},
+    }
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        try:
+            torch.save(record, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch's archive writer hides a full disk in a RuntimeError
+                raise error.__context__ from error
+            raise
+
+
+def load_net(path: Path) -> StoredNet:
+    """Read what `save_net` wrote.
+
+    Raises:
+        InputError: damaged, from a newer version, or not such a file.
+    """
+    damaged = InputError(f"{path} is damaged or isn't a faq-deploy net.", "run `faq-deploy quantize` again.")
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises whatever its unpickler or archive reader trips over
+        raise damaged from error
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
+        raise damaged
+    if record["format"] > _FORMAT:
+        raise InputError(
+            f"{path} was made by a newer faq-deploy (format {record['format']}, this one reads up to {_FORMAT}).",
+            "upgrade faq-deploy, or make the run again with this version.",
+        )
+    try:
+        recipe = parse_recipe(record["recipe"], f"the recipe in {path}")
+        facts = NetFacts.model_validate_json(record["facts"])
+        net = assemble(Graph.from_json(record["graph"]), _parameters(record["state"]), recipe)
+        net.load_state_dict(record["state"])
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValidationError, AssertionError) as error:
+        raise damaged from error
+    net.set_mode("quantize")
+    return StoredNet(net=net.eval(), recipe=recipe, facts=facts)
+
+
+def _parameters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("layers."): value for key, value in state.items()}

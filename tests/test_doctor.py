@@ -1,0 +1,134 @@
+"""`doctor` says what a machine has and, for each thing missing, what to install; it loads no torch to find out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from engines import doctor
+from engines.doctor import Check, as_json, diagnose
+from engines.host import Driver, Gpu
+
+NAMES = [
+    "python", "faq-deploy", "torch", "torchvision", "CUDA driver", "GPU", "CPU", "onnx", "onnxruntime", "tensorrt",
+    "tensorrt-rtx", "pycuda", "memory", "shared memory",
+]  # fmt: skip
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[Driver], dict[str, Check]]:
+    def look(found: Driver) -> dict[str, Check]:
+        monkeypatch.setattr(doctor, "driver", lambda: found)
+        return {check.name: check for check in diagnose()}
+
+    return look
+
+
+def test_every_part_is_looked_at_and_each_shortcoming_has_a_remedy() -> None:
+    checks = diagnose()
+    assert [check.name for check in checks] == NAMES
+    for check in checks:
+        assert check.detail
+        assert bool(check.remedy) == (check.status != "ok"), check
+
+
+def test_onnxruntime_is_there_with_its_version_and_cpu_provider() -> None:
+    check = next(check for check in diagnose() if check.name == "onnxruntime")
+    assert check.status == "ok"
+    assert check.detail.startswith(f"{importlib.metadata.version('onnxruntime')}, providers cpu")
+
+
+def test_missing_packages_come_with_their_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing)
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if not installed
+    checks = {check.name: check for check in diagnose()}
+    pip = {name: check.remedy for name, check in checks.items() if check.remedy.startswith("pip install")}
+    assert {name: remedy.split(" (")[0].rstrip(".") for name, remedy in pip.items()} == {
+        "faq-deploy": "pip install -e . in the source folder",
+        "torch": "pip install 'faq-deploy[torch]'",
+        "torchvision": "pip install 'faq-deploy[torch]'",
+        "onnx": "pip install onnx",
+        "onnxruntime": "pip install onnxruntime",
+        "tensorrt": "pip install 'faq-deploy[tensorrt]'",
+        "tensorrt-rtx": "pip install 'faq-deploy[rtx]'",
+        "pycuda": "pip install pycuda",
+    }
+    assert {checks[name].status for name in pip} == {"missing"}
+
+
+def test_placeholder_tensorrt_is_missing(
+    monkeypatch: pytest.MonkeyPatch, gpus: Callable[[Driver], dict[str, Check]]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    check = gpus(Driver("13.0", (Gpu("NVIDIA A10", 86, 24 << 30),)))["tensorrt"]
+    assert check.status == "missing"
+    assert "only a placeholder" in check.detail
+
+
+def test_tensorrt_without_a_gpu_is_limited(
+    monkeypatch: pytest.MonkeyPatch, gpus: Callable[[Driver], dict[str, Check]]
+) -> None:
+    module = ModuleType("tensorrt")
+    vars(module).update(
+        Builder=object, NetworkDefinitionCreationFlag=object, BuilderFlag=object, __version__="11.4.0.106"
+    )
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    assert gpus(Driver(None, (), "no NVIDIA driver"))["tensorrt"].status == "limited"
+    with_gpu = gpus(Driver("13.0", (Gpu("NVIDIA A10", 86, 24 << 30),)))["tensorrt"]
+    assert (with_gpu.status, with_gpu.detail) == ("ok", "11.4.0.106")
+
+
+def test_gpu_is_named_with_its_architecture(gpus: Callable[[Driver], dict[str, Check]]) -> None:
+    checks = gpus(Driver("13.0", (Gpu("NVIDIA A10", 86, 24 << 30),)))
+    assert (checks["GPU"].status, checks["GPU"].detail) == ("ok", "NVIDIA A10, SM 86, 24 GiB")
+    assert checks["CUDA driver"].detail == "supports CUDA 13.0"
+    old = gpus(Driver("12.4", (Gpu("GTX 1080", 61, 8 << 30),)))["GPU"]
+    assert (old.status, old.detail) == ("limited", "GTX 1080, SM 61, 8 GiB")
+
+
+@pytest.mark.parametrize(
+    ("flags", "status"), [("avx2 avx512f avx512_vnni", "ok"), ("avx2 avx_vnni", "ok"), ("avx2", "limited")]
+)
+def test_cpu_without_vnni_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, status: str) -> None:
+    from engines import ort
+
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"model name\t: Test CPU\nflags\t\t: fpu {flags}\n")
+    found = ort.cpu_features(cpuinfo)
+    monkeypatch.setattr(ort, "cpu_features", lambda: found)
+    check = doctor._cpu()
+    assert check.status == status
+    assert check.detail.startswith("Test CPU, ")
+
+
+@pytest.mark.parametrize(("mebibytes", "status"), [(64, "limited"), (1024, "ok")])
+def test_small_shared_memory_is_limited(monkeypatch: pytest.MonkeyPatch, mebibytes: int, status: str) -> None:
+    found = SimpleNamespace(f_frsize=4096, f_blocks=(mebibytes << 20) // 4096)
+    monkeypatch.setattr(doctor.os, "statvfs", lambda path: found)
+    check = doctor._shared_memory()
+    assert (check.status, check.detail) == (status, f"{mebibytes:,} MiB")
+
+
+def test_json_holds_the_same_checks() -> None:
+    checks = [Check("GPU", "missing", "none", "buy one."), Check("python", "ok", "3.11.7")]
+    assert json.loads(as_json(checks)) == [
+        {"name": "GPU", "status": "missing", "detail": "none", "remedy": "buy one."},
+        {"name": "python", "status": "ok", "detail": "3.11.7", "remedy": ""},
+    ]
+
+
+def test_diagnosis_imports_no_torch_and_no_pycuda() -> None:
+    code = "import sys; from engines.doctor import diagnose; diagnose(); print([*{'torch', 'pycuda'} & {*sys.modules}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

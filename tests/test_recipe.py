@@ -1,0 +1,254 @@
+"""Recipes: what comes with the tool, what can be changed, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.errors import InputError
+from faq_deploy.recipe import (
+    Recipe,
+    dump_toml,
+    list_recipes,
+    load_recipe,
+    override,
+    parse_recipe,
+    recipe_keys,
+    resolved,
+    weight_rule_for,
+)
+
+MINIMAL = "[training]\nepochs = 2\nlr = 0.1\n"
+
+
+def refusal(recipe: Recipe, *assignments: str) -> str:
+    with pytest.raises(InputError) as caught:
+        override(recipe, assignments)
+    return str(caught.value)
+
+
+def test_the_recipes_of_the_manual_are_there_under_their_own_names() -> None:
+    names = list_recipes()
+    assert names == (
+        "cifar-float",
+        "digits-4bit",
+        "digits-8bit",
+        "digits-float",
+        "faq-4bit",
+        "faq-8bit",
+        "float",
+        "quick",
+    )
+    assert tuple(load_recipe(name).name for name in names) == names
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_says_what_it_is_and_survives_a_round_trip(name: str) -> None:
+    recipe = load_recipe(name)
+    assert len(recipe.description) > 40
+    assert parse_recipe(dump_toml(recipe), name) == recipe
+
+
+def test_faq_8bit_has_the_papers_numbers() -> None:
+    recipe = load_recipe("faq-8bit")
+    training = recipe.training
+    assert (recipe.bits, training.epochs, training.lr, training.momentum) == (8, 1, 1e-4, 0.9)
+    assert (training.batch_size, training.weight_decay, training.schedule) == (256, 1e-4, "constant")
+    assert "3.3" in recipe.description and "A27" in recipe.description
+
+
+def test_faq_4bit_has_the_papers_numbers() -> None:
+    recipe = load_recipe("faq-4bit")
+    training = recipe.training
+    assert (recipe.bits, training.epochs, training.lr, training.gamma) == (4, 110, 0.0015, 0.936)
+    assert (training.batch_size, training.momentum, training.schedule) == (256, 0.9, "exponential")
+    assert "3.3" in recipe.description and "A28" in recipe.description
+
+
+def test_calibration_defaults_are_the_papers() -> None:
+    section = load_recipe("faq-4bit").calibration
+    assert (section.batches, section.batch_size) == (5, 256)
+    assert (section.percentile_8, section.percentile_4) == (99.99, 99.9)
+
+
+@pytest.mark.parametrize(
+    ("model", "decay"),
+    [("torchvision:resnet18", 0.5e-4), ("torchvision:resnet34", 1e-4), ("net.py:resnet18_cifar", 0.5e-4)],
+)
+def test_weight_decay_is_halved_for_resnet18_only(model: str, decay: float) -> None:
+    assert resolved(load_recipe("faq-4bit"), model).training.weight_decay == decay
+
+
+def test_the_first_matching_pattern_gives_the_weight_decay() -> None:
+    recipe = override(load_recipe("quick"), ['training.weight_decay_for={"*net*" = 0.25, "resnet" = 0.5}'])
+    assert resolved(recipe, "resnet").training.weight_decay == 0.25
+
+
+@pytest.mark.parametrize(("mode", "granularity"), [("fold", "channel"), ("paper", "tensor"), ("fit", "tensor")])
+def test_granularity_auto_follows_the_batch_norm_mode(mode: str, granularity: str) -> None:
+    recipe = override(load_recipe("faq-4bit"), {"quantizer.batch_norm": mode})
+    assert resolved(recipe, "any").quantizer.granularity == granularity
+
+
+def test_granularity_that_was_chosen_is_kept() -> None:
+    recipe = override(load_recipe("faq-4bit"), {"quantizer.granularity": "tensor"})
+    assert resolved(recipe, "any").quantizer.granularity == "tensor"
+
+
+def test_weight_rule_auto_depends_on_the_bits_of_the_weight() -> None:
+    quantizer = load_recipe("faq-4bit").quantizer
+    assert (weight_rule_for(quantizer, 8), weight_rule_for(quantizer, 4)) == ("mse", "sigma")
+    chosen = quantizer.model_copy(update={"weight_rule": "max"})
+    assert (weight_rule_for(chosen, 8), weight_rule_for(chosen, 4)) == ("max", "max")
+
+
+def test_resolving_keeps_auto_only_where_it_means_two_rules() -> None:
+    assert resolved(load_recipe("faq-8bit"), "any").quantizer.weight_rule == "mse"
+    assert resolved(load_recipe("faq-4bit"), "any").quantizer.weight_rule == "auto"
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_resolving_twice_changes_nothing(name: str) -> None:
+    once = resolved(load_recipe(name), "torchvision:resnet18")
+    assert resolved(once, "another model") == once
+
+
+def test_overrides_are_typed_as_in_toml() -> None:
+    recipe = override(
+        load_recipe("faq-4bit"),
+        ["training.lr = 1e-3", "training.epochs=3", "bits=8", 'target="paper"', "quantizer.batch_norm=fit"],
+    )
+    assert (recipe.training.lr, recipe.training.epochs, recipe.bits) == (1e-3, 3, 8)
+    assert (recipe.target, recipe.quantizer.batch_norm) == ("paper", "fit")
+    assert recipe.training.momentum == 0.9
+
+
+def test_overrides_are_checked_together() -> None:
+    steps = ["training.schedule=step", "training.milestones=[30, 60, 90]", "training.gamma=0.1"]
+    assert override(load_recipe("faq-4bit"), steps).training.milestones == (30, 60, 90)
+
+
+def test_calibrating_only_needs_no_possible_milestones() -> None:
+    assert override(load_recipe("float"), {"training.epochs": 0}).training.milestones == (30, 60)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "nearest"),
+    [
+        ("lr=0.1", "training.lr"),
+        ("training.epoch=1", "training.epochs"),
+        ("trainig.lr=1", "training.lr"),
+        ("calibration.percentile=99", "calibration.percentile_8"),
+        ("traget=paper", "target"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_one(assignment: str, nearest: str) -> None:
+    text = refusal(load_recipe("quick"), assignment)
+    assert assignment.partition("=")[0] in text and f"did you mean {nearest}?" in text
+
+
+@pytest.mark.parametrize(
+    ("assignments", "key"),
+    [
+        (["training.lr=0"], "training.lr"),
+        (["training.lr=inf"], "training.lr"),
+        (["training.lr=fast"], "training.lr"),
+        (["training.lr=true"], "training.lr"),
+        (["training.lr=.1"], "training.lr"),
+        (["training.epochs=-1"], "training.epochs"),
+        (["training.epochs=1.5"], "training.epochs"),
+        (["training.gamma=0"], "training.gamma"),
+        (["training.gamma=1.01"], "training.gamma"),
+        (["training.momentum=1"], "training.momentum"),
+        (["training.batch_size=0"], "training.batch_size"),
+        (["training.schedule=cosine"], "training.schedule"),
+        (["training.schedule=step"], "training.milestones"),
+        (["training.schedule=step", "training.milestones=[1]"], "training.milestones"),
+        (["training.schedule=step", "training.epochs=9", "training.milestones=[2, 2]"], "training.milestones"),
+        (["training.schedule=step", "training.epochs=9", "training.milestones=[0, 2]"], "training.milestones"),
+        (["training.milestones=[1.5]"], "training.milestones"),
+        (['training.weight_decay_for={"*" = -1.0}'], "training.weight_decay_for"),
+        (["bits=5"], "bits"),
+        (["bits=true"], "bits"),
+        (["cpu=vnni"], "cpu"),
+        (["calibration.percentile_8=101"], "calibration.percentile_8"),
+        (["training.epochs=1\nbits=4"], "training.epochs"),
+        (["training.epochs"], "training.epochs"),
+    ],
+)
+def test_an_impossible_value_is_refused_with_its_key(assignments: list[str], key: str) -> None:
+    assert key in refusal(load_recipe("quick"), *assignments)
+
+
+def test_a_milestone_after_the_last_epoch_is_named() -> None:
+    text = refusal(load_recipe("float"), "training.epochs=60")
+    assert "training.milestones has 60, but the last epoch is 59" in text
+
+
+def test_a_recipe_file_is_named_after_itself_and_gets_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(MINIMAL)
+    recipe = load_recipe(file)
+    assert (recipe.name, recipe.bits, recipe.target, recipe.training.epochs) == ("mine", 8, "tensorrt", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[training]\nepochs = 1\n", "training.lr is missing"),
+        (MINIMAL + "rate = 3\n", "training.rate is no key"),
+        (MINIMAL + "lr = 3\n", "is not TOML"),
+        (MINIMAL + "epochs", "is not TOML"),
+        (f"quantizer = 3\n{MINIMAL}", "quantizer is 3"),
+    ],
+)
+def test_a_faulty_recipe_file_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_recipe(file)
+    assert str(file) in caught.value.what and said in caught.value.what
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="could not be read"):
+        load_recipe(file)
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest_one() -> None:
+    with pytest.raises(InputError, match="did you mean faq-4bit"):
+        load_recipe("faq-4bits")
+
+
+def test_every_key_has_a_description() -> None:
+    assert [key for key, text in recipe_keys().items() if not text] == []
+    assert {"bits", "training.lr", "quantizer.sigma_multiple", "calibration.method"} <= recipe_keys().keys()
+
+
+@given(
+    name=st.text(),
+    description=st.text(),
+    lr=st.floats(1e-300, 1e300),
+    epochs=st.integers(0, 10**6),
+    patterns=st.dictionaries(st.text(), st.floats(0, 1)),
+    milestones=st.lists(st.integers()),
+)
+def test_any_recipe_survives_being_written_and_read(
+    name: str, description: str, lr: float, epochs: int, patterns: dict[str, float], milestones: list[int]
+) -> None:
+    training = {"lr": lr, "epochs": epochs, "weight_decay_for": patterns, "milestones": milestones}
+    recipe = Recipe.model_validate({"name": name, "description": description, "training": training})
+    assert parse_recipe(dump_toml(recipe), "text") == recipe
+
+
+@given(st.floats(1e-300, 1e300), st.integers(0, 2**31 - 1))
+def test_text_and_typed_assignments_agree(lr: float, seed: int) -> None:
+    recipe = load_recipe("quick")
+    typed = override(recipe, {"training.lr": lr, "training.seed": seed})
+    assert override(recipe, [f"training.lr={lr!r}", f"training.seed={seed}"]) == typed
+    assert (typed.training.lr, typed.training.seed) == (lr, seed)
