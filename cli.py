@@ -29,9 +29,37 @@ click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.ERRORS_EPILOGUE = ""
 click.rich_click.OPTION_GROUPS = {
     "faq-deploy quantize": [
-        {"name": "Model and data", "options": ["--weights", "--num-classes", "--ema", "--data", "--train-fraction", "--class-order", "--on-bad-image"]},
-        {"name": "Recipe", "options": ["--recipe", "--bits", "--target", "--cpu", "--epochs", "--lr", "--batch-size", "--seed", "--set", "--keep"]},
-        {"name": "Preprocessing", "options": ["--resize", "--crop", "--mean", "--std", "--interpolation", "--color", "--orientation"]},
+        {
+            "name": "Model and data",
+            "options": [
+                "--weights",
+                "--num-classes",
+                "--ema",
+                "--data",
+                "--train-fraction",
+                "--class-order",
+                "--on-bad-image",
+            ],
+        },
+        {
+            "name": "Recipe",
+            "options": [
+                "--recipe",
+                "--bits",
+                "--target",
+                "--cpu",
+                "--epochs",
+                "--lr",
+                "--batch-size",
+                "--seed",
+                "--set",
+                "--keep",
+            ],
+        },
+        {
+            "name": "Preprocessing",
+            "options": ["--resize", "--crop", "--mean", "--std", "--interpolation", "--color", "--orientation"],
+        },
         {"name": "Run", "options": ["--output", "--resume", "--force", "--device", "--workers", "--json", "--help"]},
     ],
 }
@@ -96,22 +124,46 @@ def _options(*decorators: Callable[[_T], _T]) -> Callable[[_T], _T]:
 _NUMBERS = click.STRING
 _training_options = _options(
     click.option("--weights", metavar="FILE|NAME", help="Checkpoint file, a torchvision weights name, or `random`."),
-    click.option("--num-classes", type=click.IntRange(1), help="Classes of the head; follows the checkpoint if absent."),
+    click.option(
+        "--num-classes", type=click.IntRange(1), help="Classes of the head; follows the checkpoint if absent."
+    ),
     click.option("--ema", is_flag=True, help="Take the EMA weights of a checkpoint that has both."),
-    click.option("--data", metavar="DIR|digits|cifar10:DIR", help="Folder with train/ and val/, or one folder a class."),
-    click.option("--train-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Hold out the rest."),
-    click.option("--class-order", type=click.Choice(["lexical", "numeric"]), help="Order of class folders named 0, 1, ..."),
-    click.option("--on-bad-image", type=click.Choice(["error", "skip"]), default="error", show_default=True, help="What to do about an image that can't be read."),
+    click.option(
+        "--data", metavar="DIR|digits|cifar10:DIR", help="Folder with train/ and val/, or one folder a class."
+    ),
+    click.option(
+        "--train-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Hold out the rest."
+    ),
+    click.option(
+        "--class-order", type=click.Choice(["lexical", "numeric"]), help="Order of class folders named 0, 1, ..."
+    ),
+    click.option(
+        "--on-bad-image",
+        type=click.Choice(["error", "skip"]),
+        default="error",
+        show_default=True,
+        help="What to do about an image that can't be read.",
+    ),
     click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`; by default the one of --bits."),
     click.option("--bits", type=click.Choice(["8", "4"]), help="Precision of weights and activations.  [default: 8]"),
-    click.option("--target", type=click.Choice(["tensorrt", "onnxruntime", "paper"]), help="Whose grids to train on.  [default: tensorrt]"),
+    click.option(
+        "--target",
+        type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
+        help="Whose grids to train on.  [default: tensorrt]",
+    ),
     click.option("--cpu", type=click.Choice(["any", "vnni"]), help="Which x86 CPUs target onnxruntime is exact on."),
     click.option("--epochs", type=click.IntRange(0), help="0 calibrates only."),
     click.option("--lr", type=float, help="First learning rate."),
     click.option("--batch-size", type=click.IntRange(1), help="Images a training step."),
     click.option("--seed", type=click.IntRange(0), help="Of image order, augmentation and dropout."),
     click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any other value of the recipe."),
-    click.option("--keep", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Which epoch's weights go on to export."),
+    click.option(
+        "--keep",
+        type=click.Choice(["best", "last"]),
+        default="best",
+        show_default=True,
+        help="Which epoch's weights go on to export.",
+    ),
     click.option("--resize", type=click.IntRange(1), help="Shorter side in pixels."),
     click.option("--crop", type=click.IntRange(1), help="Center crop in pixels."),
     click.option("--mean", metavar="M[,M,M]", help="Channel means, of pixels scaled to 0..1."),
@@ -170,7 +222,9 @@ def train(model: str, as_json: bool, **options: object) -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--check-images", type=click.IntRange(1), default=16, show_default=True, help="Images whose codes are compared.")
+@click.option(
+    "--check-images", type=click.IntRange(1), default=16, show_default=True, help="Images whose codes are compared."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def export(run: Path, check_images: int, as_json: bool) -> None:
     """Write RUN/model.onnx (QDQ, opset 13) once PyTorch, the integer reference and onnxruntime agree on its codes.
@@ -187,13 +241,40 @@ def export(run: Path, check_images: int, as_json: bool) -> None:
 
 @main.command()
 @click.argument("source", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path))
-@click.option("--runtime", "runtimes", multiple=True, type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]), help="Repeatable.  [default: tensorrt where it runs, else onnxruntime]")
-@click.option("--sm", "sms", multiple=True, type=int, metavar="75|80|86|89|120", help="GPU architectures for tensorrt-rtx; repeatable.")
-@click.option("--batch", default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes of the optimization profile.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    help="Repeatable.  [default: tensorrt where it runs, else onnxruntime]",
+)
+@click.option(
+    "--sm",
+    "sms",
+    multiple=True,
+    type=int,
+    metavar="75|80|86|89|120",
+    help="GPU architectures for tensorrt-rtx; repeatable.",
+)
+@click.option(
+    "--batch",
+    default="1:8:32",
+    show_default=True,
+    metavar="MIN:OPT:MAX",
+    help="Batch sizes of the optimization profile.",
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder for engines built from FILE.onnx.")
 @click.option("--force", is_flag=True, help="Build again what is there already.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def build(source: Path, runtimes: tuple[str, ...], sms: tuple[int, ...], batch: str, output: Path | None, force: bool, as_json: bool) -> None:
+def build(
+    source: Path,
+    runtimes: tuple[str, ...],
+    sms: tuple[int, ...],
+    batch: str,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Build INT8 engines from RUN/model.onnx; needs no torch.
 
     4-bit networks run as 4-bit values in INT8 kernels: TensorRT has no INT4 convolution.
@@ -212,15 +293,47 @@ def build(source: Path, runtimes: tuple[str, ...], sms: tuple[int, ...], batch: 
 @main.command(name="eval")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data", help="The same data in another place.")
-@click.option("--engine", "engines", multiple=True, help="Only these engines; repeatable.  [default: all that were built]")
-@click.option("--max-drop", type=float, default=0.1, show_default=True, help="Points of top-1 that a stage may lose against PyTorch quantized.")
-@click.option("--max-flips", type=click.IntRange(0), default=0, show_default=True, help="Images whose top-1 may differ from PyTorch quantized.")
+@click.option(
+    "--engine", "engines", multiple=True, help="Only these engines; repeatable.  [default: all that were built]"
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Points of top-1 that a stage may lose against PyTorch quantized.",
+)
+@click.option(
+    "--max-flips",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Images whose top-1 may differ from PyTorch quantized.",
+)
 @click.option("--max-float-drop", type=float, help="Points that PyTorch quantized may lose against PyTorch float.")
 @click.option("--allow-skip", is_flag=True, help="Pass although an engine could not run here.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images a batch.")
-@click.option("--code-images", type=click.IntRange(0), default=64, show_default=True, help="Images whose integer codes are compared.")
-@click.option("--reference-images", type=click.IntRange(1), default=64, show_default=True, help="Images that the NumPy integer reference runs.")
-@click.option("--on-bad-image", type=click.Choice(["error", "skip"]), default="error", show_default=True, help="What to do about an image that can't be read.")
+@click.option(
+    "--code-images",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="Images whose integer codes are compared.",
+)
+@click.option(
+    "--reference-images",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Images that the NumPy integer reference runs.",
+)
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What to do about an image that can't be read.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def evaluate(run: Path, as_json: bool, **options: object) -> None:
     """Run the same images through PyTorch, the integer reference, onnxruntime and every engine; judge the result.
@@ -280,7 +393,14 @@ def show_recipe(name: str) -> None:
 
 
 @main.command()
-@click.option("--output", "-o", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder for the demo's runs.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder for the demo's runs.",
+)
 def demo(output: Path) -> None:
     """The main job on scikit-learn's digits: train, quantize to 8 and 4 bits, export, build, evaluate.
 

@@ -65,7 +65,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "zero-point": Rule("error", _TENSORRT, lint_quantizers.nonzero_zero_point),
     "unsigned-codes": Rule("error", _TENSORRT, lint_quantizers.unsigned_codes),
     "clip-on-codes": Rule("error", _TENSORRT, lint_quantizers.clip_on_codes),
-    "clip-not-4-bit": Rule("error", _TENSORRT, lint_quantizers.clip_not_4_bit),
+    "float-clip": Rule("error", _TENSORRT, lint_quantizers.misplaced_float_clip),
     "bias-grid": Rule("error", _ANY, lint_layers.bias_off_grid),
     "conv-transpose-axis": Rule("error", _NOT_ORT, lint_layers.per_channel_conv_transpose),
     "pool-ceil-mode": Rule("error", _ANY, lint_layers.ceil_mode_over_padding),

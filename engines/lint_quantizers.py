@@ -12,10 +12,10 @@ from engines.lint_view import Hit, grid_text, hit, is_power_of_two, is_weight, q
 from engines.qdq_graph import QdqGraph, constant, opset
 
 __all__ = [
-    "clip_not_4_bit",
     "clip_on_codes",
     "explicit_zero_point",
     "half_precision_scale",
+    "misplaced_float_clip",
     "nonzero_zero_point",
     "per_channel_activation",
     "rank_one_scale",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _SMALLEST: Final = float(np.finfo(np.float32).tiny)  # below it float32 is subnormal, and GPUs flush it to zero
-_FOUR_BITS: Final = (-8, 15)  # signed and unsigned
+_INT8: Final = (-128, 127)
 _LARGEST_FACTOR: Final = 127  # of a dyadic scale in the batch-norm modes
 
 
@@ -124,8 +124,8 @@ def clip_on_codes(graph: QdqGraph) -> Iterator[Hit]:
             )
 
 
-def clip_not_4_bit(graph: QdqGraph) -> Iterator[Hit]:
-    """An 8-bit tensor is clipped by its storage type; a Clip there only breaks fusion (S6)."""
+def misplaced_float_clip(graph: QdqGraph) -> Iterator[Hit]:
+    """A tensor that fills int8 is clipped by its type; a Clip there only breaks fusion (S6). 4 bits and ReLU6 need it."""
     for node in graph.nodes:
         source = graph.producer.get(node.input[0])
         if node.op_type != "Clip" or (source is not None and source.op_type == "QuantizeLinear"):
@@ -141,10 +141,11 @@ def clip_not_4_bit(graph: QdqGraph) -> Iterator[Hit]:
             )
             continue
         low, high = (float(bound.reshape(())) / float(scale.reshape(())) for bound in bounds if bound is not None)
-        if low < _FOUR_BITS[0] or high > _FOUR_BITS[1]:
+        after_relu = source is not None and source.op_type == "Relu"
+        if high >= _INT8[1] and (low <= _INT8[0] or (after_relu and low <= 0)):
             yield hit(
                 node,
-                f" clips to codes {low:g}..{high:g}, which are not 4 bits.",
+                f" clips to codes {low:g}..{high:g}, where int8 saturates by itself.",
                 "leave it out: int8 saturates at -128 and 127 by itself.",
             )
 

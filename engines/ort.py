@@ -46,7 +46,7 @@ class OrtRunner:
         self.name = "oracle" if oracle else "onnxruntime"
         self._path, self._oracle, self._threads = path, oracle, threads
         self._graph = read_graph(load_model(path))
-        self.code_names = self._graph.code_names
+        self.code_names: Sequence[str] = self._graph.code_names
         self._zero_points = zero_points(self._graph)
         self._code_session = self._session(self.code_names) if with_codes else None
         self._plain_session = self._code_session or self._session(())

@@ -6,7 +6,7 @@ there half to even by shift and comparison. What this runner returns is what an 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -51,7 +51,7 @@ class ReferenceRunner:
 
     def __init__(self, path: Path) -> None:
         self._graph = read_graph(load_model(path))
-        self.code_names = self._graph.code_names
+        self.code_names: Sequence[str] = self._graph.code_names
         self._zero_points = zero_points(self._graph)
         self._constants: dict[str, Value] = dict(self._graph.constants)
         self._steps = self._prepare()
@@ -103,7 +103,7 @@ class ReferenceRunner:
                 steps.append(step)
         return tuple(steps)
 
-    def _run(self, batch: FloatArray, wanted: tuple[str, ...]) -> tuple[dict[str, IntArray], FloatArray]:
+    def _run(self, batch: FloatArray, wanted: Sequence[str]) -> tuple[dict[str, IntArray], FloatArray]:
         if not self._steps:
             raise InputError("the reference runner was closed.", "load the file again.")
         native = native_batch(batch, self._graph.input_shape, self.name)
@@ -114,7 +114,7 @@ class ReferenceRunner:
         found = {name: np.concatenate([codes[name] for codes, _ in pieces]) for name in wanted}
         return found, np.concatenate([logits for _, logits in pieces])
 
-    def _run_piece(self, images: FloatArray, wanted: tuple[str, ...]) -> tuple[dict[str, IntArray], FloatArray]:
+    def _run_piece(self, images: FloatArray, wanted: Sequence[str]) -> tuple[dict[str, IntArray], FloatArray]:
         values: dict[str, Value] = {self._graph.input_name: images}
         found: dict[str, IntArray] = {}
         logits_name = self._graph.logits_name

@@ -108,7 +108,9 @@ class RunFolder:
             versions=dict(versions or {}),
             facts=dict(facts or {}),
         )
-        write_atomic(file, manifest.model_copy(update={"steps": steps, "faq_deploy": version}).model_dump_json(indent=2))
+        write_atomic(
+            file, manifest.model_copy(update={"steps": steps, "faq_deploy": version}).model_dump_json(indent=2)
+        )
 
     def require(self, step: str, name: str) -> Path:
         """The file `name` that `step` left, unchanged since.

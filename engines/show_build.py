@@ -47,9 +47,7 @@ def build(
     profile, version = Profile.parse(batch), _version()
     if source.is_file():
         folder = output or source.parent / "engines"
-        results = build_onnx_file(
-            source, folder, names, sms, profile, version=version, on_event=_progress, force=force
-        )
+        results = build_onnx_file(source, folder, names, sms, profile, version=version, on_event=_progress, force=force)
     elif output is not None:
         raise InputError("-o goes with an ONNX file; a run folder keeps its engines itself.", "leave out -o.")
     else:

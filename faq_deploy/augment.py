@@ -163,6 +163,7 @@ def training_batches(
 
 @dataclass(frozen=True)
 class _Loaded:
+    # NumPy arrays travel between processes by pipe; tensors would need shared memory, which is scarce in containers
     pixels: PixelArray  # (N, H, W, C)
     labels: IndexArray
     bad: dict[str, str]
@@ -205,7 +206,6 @@ def _from_workers(steps: _Steps, wanted: range, workers: int) -> Iterator[_Loade
         batch_size=None,
         sampler=wanted,
         num_workers=workers,
-        collate_fn=_as_it_is,  # NumPy arrays travel by pipe; tensors would need shared memory, scarce in containers
         worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),  # else the loader draws from the global generator, and workers change the run
     )
@@ -238,10 +238,6 @@ def _child_signal_kept() -> Iterator[None]:
 
 def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides what it means
-
-
-def _as_it_is(item: object) -> object:
-    return item
 
 
 def _boundaries(count: int, batch_size: int) -> list[int]:

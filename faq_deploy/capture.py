@@ -212,7 +212,8 @@ class _Capture:
         if not both or alpha != 1 or _shape(left) != _shape(right):
             raise unsupported(node, "an addition of other than two activations of one shape")
         self._emit(
-            node, Node(self._fresh(node), "add", (self._input(node, left), self._input(node, right)), {}, source_of(node))
+            node,
+            Node(self._fresh(node), "add", (self._input(node, left), self._input(node, right)), {}, source_of(node)),
         )
 
     def _cat(self, node: fx.Node) -> None:

@@ -120,10 +120,13 @@ class MetricsLog:
         self._pending.append(json.dumps(line, allow_nan=False) + "\n")
 
     def flush(self, *, to_disk: bool = False) -> int:
-        """Append the queued lines; returns the length of the file in bytes.
+        """Append the queued lines.
 
         Args:
             to_disk: wait until they survive a power cut.
+
+        Returns:
+            The length of the file in bytes.
         """
         try:
             self._file.write("".join(self._pending).encode())
@@ -153,6 +156,10 @@ def has_checkpoint(run: RunFolder) -> bool:
 def save_state(run: RunFolder, state: TrainingState) -> None:
     """Write `checkpoint.pt`, whole or not at all.
 
+    Args:
+        run: its folder is made if absent.
+        state: exact, as after a step whose loss is read.
+
     Raises:
         InputError: the disk is full or the folder can't be written; the checkpoint before is intact.
     """
@@ -168,7 +175,13 @@ def save_state(run: RunFolder, state: TrainingState) -> None:
 
 
 def load_state(run: RunFolder) -> TrainingState:
-    """Read `checkpoint.pt`, its tensors on the CPU.
+    """Read `checkpoint.pt`.
+
+    Args:
+        run: where the training is.
+
+    Returns:
+        The state, its tensors on the CPU.
 
     Raises:
         InputError: no checkpoint, a damaged one, or one from a newer version.

@@ -24,7 +24,17 @@ def commands(output: Path) -> list[list[str]]:
     """
     float_run = output / "float"
     result = [
-        ["train", "builtin:digits-resnet", "--data", "digits", "--recipe", "digits-float", "-o", str(float_run), "--force"]
+        [
+            "train",
+            "builtin:digits-resnet",
+            "--data",
+            "digits",
+            "--recipe",
+            "digits-float",
+            "-o",
+            str(float_run),
+            "--force",
+        ]
     ]
     for target in ("tensorrt", "onnxruntime"):
         for bits, drop in (("8", "0.5"), ("4", "1.5")):

@@ -79,6 +79,9 @@ def finetune(
         resume: go on from the run's checkpoint.
         checkpoint_seconds: of training between checkpoints.
 
+    Returns:
+        The best weights, and how it went.
+
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the checkpoint holds the last step.
         InputError: a checkpoint that can't be continued, no training images, NaN or Inf, a full disk.
@@ -133,11 +136,7 @@ def _optimizer(net: nn.Module, training: TrainingSection, weight_decay: float) -
 def _resumable(
     run: RunFolder, training: TrainingSection, weight_decay: float, recipe_toml: str, steps_per_epoch: int
 ) -> TrainingState:
-    """The run's checkpoint, if this training continues it.
-
-    Raises:
-        InputError: there is none, it is damaged, or it belongs to another recipe, other data or fewer epochs.
-    """
+    """The run's checkpoint, if this training continues it: same recipe, same data, at least the epochs begun."""
     state = checkpoint.load_state(run)
     path = run / checkpoint.CHECKPOINT
     changes = checkpoint.recipe_differences(state.recipe_toml, recipe_toml)

@@ -200,8 +200,7 @@ def weight_exponents(
     steps = torch.cat([_wanted_step(w, g, r, sigma_factor) for w, g, r in zip(flat, grids, rules, strict=True)])
     found = ceil_log2(steps).clamp_(MIN_EXPONENT, MAX_EXPONENT).split(sizes)
     return [
-        _least_squares(w, e, g) if rule == "mse" else e
-        for w, e, g, rule in zip(flat, found, grids, rules, strict=True)
+        _least_squares(w, e, g) if rule == "mse" else e for w, e, g, rule in zip(flat, found, grids, rules, strict=True)
     ]
 
 

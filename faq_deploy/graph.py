@@ -130,7 +130,8 @@ class Graph:
         for node in graph.nodes:
             if node.kind not in get_args(Kind) or not seen.issuperset(node.inputs) or node.name in seen:
                 raise InputError(
-                    f"the stored graph of this run is damaged at node {node.name!r}.", "run `faq-deploy quantize` again."
+                    f"the stored graph of this run is damaged at node {node.name!r}.",
+                    "run `faq-deploy quantize` again.",
                 )
             seen.add(node.name)
         return graph

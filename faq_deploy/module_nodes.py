@@ -137,7 +137,9 @@ def _adaptive_avg_pool(node: fx.Node, module: nn.Module, shape: TensorShape) -> 
     if wanted == list(shape[2:]):
         return None
     if any(old % new for old, new in zip(shape[2:], wanted, strict=True)):
-        raise unsupported(node, f"adaptive pooling from {tuple(shape[2:])} to {tuple(wanted)} (windows of unequal size)")
+        raise unsupported(
+            node, f"adaptive pooling from {tuple(shape[2:])} to {tuple(wanted)} (windows of unequal size)"
+        )
     kernel: list[int] = [old // new for old, new in zip(shape[2:], wanted, strict=True)]
     return "avg_pool", {
         "kernel": kernel,

@@ -192,11 +192,13 @@ def _plain_layer(node: Node) -> nn.Module:
         case "cat":
             return Concat()
         case "max_pool":
-            kernel, stride, padding, dilation = (
-                node.integers(k) for k in ("kernel", "stride", "padding", "dilation")
-            )
+            kernel, stride, padding, dilation = (node.integers(k) for k in ("kernel", "stride", "padding", "dilation"))
             return nn.MaxPool2d(
-                tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), ceil_mode=bool(node.settings["ceil_mode"])
+                tuple(kernel),
+                tuple(stride),
+                tuple(padding),
+                tuple(dilation),
+                ceil_mode=bool(node.settings["ceil_mode"]),
             )
         case "avg_pool":
             kernel, stride, padding = (node.integers(k) for k in ("kernel", "stride", "padding"))

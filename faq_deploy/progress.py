@@ -181,6 +181,9 @@ def training_reporter(console: Console | None = None) -> TrainingReporter:
 
     Args:
         console: stderr if not given.
+
+    Returns:
+        To be entered by the training loop.
     """
     console = console or Console(stderr=True)
     return BarReporter(console) if console.is_terminal else LineReporter(console)

@@ -144,11 +144,7 @@ def list_recipes() -> tuple[str, ...]:
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """A recipe by its name, or from a TOML file.
-
-    Raises:
-        InputError: no such recipe or file, not TOML, or a value that cannot be.
-    """
+    """A recipe by its name, or from a TOML file; an InputError if there is none, or as in `parse_recipe`."""
     names = list_recipes()
     path = _FOLDER / f"{name_or_path}.toml" if str(name_or_path) in names else Path(name_or_path)
     if path.suffix != ".toml" and not path.exists():
@@ -163,11 +159,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 
 def parse_recipe(text: str, source: str) -> Recipe:
-    """A recipe from TOML text; errors call it `source`.
-
-    Raises:
-        InputError: not TOML, an unknown key, or a value that cannot be.
-    """
+    """A recipe from TOML text; an InputError that names `source` if a key is unknown or a value cannot be."""
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -182,6 +174,9 @@ def override(recipe: Recipe, assignments: Mapping[str, object] | Sequence[str]) 
         recipe: where to start.
         assignments: typed values by key (`{"training.lr": 0.01}`), or texts `"training.lr=0.01"` whose
             right side is a TOML value; a bare word is taken as a string.
+
+    Returns:
+        A new recipe.
 
     Raises:
         InputError: an unknown key (the nearest one is named), or a value that cannot be.
@@ -211,6 +206,9 @@ def resolved(recipe: Recipe, model_name: str) -> Recipe:
     Args:
         recipe: any recipe.
         model_name: as the user gave it, such as `torchvision:resnet18`.
+
+    Returns:
+        A new recipe; resolving it again changes nothing.
     """
     quantizer, training = recipe.quantizer, recipe.training
     granularity = quantizer.granularity

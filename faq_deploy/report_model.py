@@ -56,6 +56,12 @@ class Gate(_Part):
     passed: bool
     detail: str = ""
 
+    @model_validator(mode="after")
+    def _was_measured(self) -> Self:
+        if self.passed and self.value is None:
+            raise ValueError(f"gate {self.name!r} can't have passed: nothing was measured")
+        return self
+
 
 class Stage(_Part):
     """One way of running the net over the same preprocessed images, or the reason why it was skipped.
@@ -204,7 +210,7 @@ class Report(_Part):
 
 
 def headline(report: Report) -> str:
-    """Say in one sentence whether the integers are the same in all that ran, and claiming no more than was compared."""
+    """Say in one sentence whether the integers are the same in all that ran, claiming no more than was compared."""
     compared = [stage for stage in report.stages if stage.codes_compared]
     total = sum(stage.codes_compared or 0 for stage in compared)
     differing = sum(stage.differing_codes or 0 for stage in compared)

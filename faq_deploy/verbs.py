@@ -231,7 +231,9 @@ def export_verb(run: RunFolder, check_images: int, say: Say) -> ExportResult:
     return result
 
 
-def evaluate_verb(run: RunFolder, options: EvalOptions, data: str | None, on_images: Callable[[int, int], None]) -> Report:
+def evaluate_verb(
+    run: RunFolder, options: EvalOptions, data: str | None, on_images: Callable[[int, int], None]
+) -> Report:
     """Evaluate a run, write `report.json` and `report.html`; see `faq-deploy eval --help`.
 
     Args:
@@ -246,12 +248,12 @@ def evaluate_verb(run: RunFolder, options: EvalOptions, data: str | None, on_ima
     loaded = load_run(run)
     splits = reopen_data(loaded.data, loaded.quantized.facts, data)
     total = len(splits.val)
-    report = evaluate(
-        loaded, splits.val, splits.description, options, on_images=lambda count: on_images(count, total)
-    )
+    report = evaluate(loaded, splits.val, splits.description, options, on_images=lambda count: on_images(count, total))
     write_atomic(run / "report.json", report.model_dump_json(indent=2) + "\n")
     write_html(report, run / "report.html")
-    run.record("eval", version=__version__, inputs=["model.onnx", "quantized.pt"], outputs=["report.json", "report.html"])
+    run.record(
+        "eval", version=__version__, inputs=["model.onnx", "quantized.pt"], outputs=["report.json", "report.html"]
+    )
     return report
 
 

@@ -1,18 +1,31 @@
-"""A two-layer QDQ classifier of 16x16 images for the engine tests, and the ways in which a file can be wrong."""
+"""A two-layer QDQ classifier of 16x16 images for the engine tests, and a run that holds it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["classifier"]
+from engines.build import BuildResult, build_engines
+from engines.host import RuntimeName, this_host
+from engines.profile import DEFAULT_PROFILE, Profile
+from engines.run_folder import RunFolder
+
+__all__ = ["VERSION", "built", "classifier", "exported_run", "needs_rtx", "statuses"]
+
+VERSION: Final = "0.1.0"
+FOR_TENSORRT: Final[Mapping[str, object]] = {"target": "tensorrt", "recipe": {"bits": 8}}
+
+needs_rtx = pytest.mark.skipif(
+    "tensorrt-rtx" not in this_host().versions, reason="tensorrt_rtx is not installed: pip install 'faq-deploy[rtx]'"
+)
 
 Flaw = Literal["unknown operator", "negative scale"]
 
@@ -78,3 +91,29 @@ def classifier(
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
     return path
+
+
+def exported_run(folder: Path, *, seed: int = 0, **flags: Any) -> RunFolder:
+    """A run with a classifier as `quantize` and `export` leave it; `flags` as for `classifier`."""
+    run = RunFolder(folder)
+    folder.mkdir(exist_ok=True)
+    (folder / "quantized.pt").write_bytes(b"weights of seed %d" % seed)
+    classifier(folder / "model.onnx", seed=seed, **({"metadata": FOR_TENSORRT} | flags))
+    run.record("quantize", version=VERSION, outputs=["quantized.pt"])
+    run.record("export", version=VERSION, inputs=["quantized.pt"], outputs=["model.onnx"], after=["build"])
+    return run
+
+
+def built(
+    run: RunFolder,
+    runtimes: Sequence[RuntimeName],
+    sms: Sequence[int] = (),
+    profile: Profile = DEFAULT_PROFILE,
+) -> dict[str, BuildResult]:
+    """What `build` answers, by engine."""
+    return {result.name: result for result in build_engines(run, runtimes, sms, profile, version=VERSION)}
+
+
+def statuses(results: Mapping[str, BuildResult]) -> dict[str, str]:
+    """Only each engine's status."""
+    return {name: result.status for name, result in results.items()}

@@ -18,11 +18,10 @@ Kind = Literal["relu", "signed", "signed-for-add"]
 
 @dataclass(frozen=True)
 class Edge:
-    """A float tensor of the graph. `exponent` is its grid where it was quantized, else None; rms in real units."""
+    """A float tensor of the graph. `exponent` is its grid where it was quantized, else None."""
 
     name: str
     channels: int
-    rms: float
     exponent: int | None = None
 
 
@@ -30,15 +29,20 @@ class Edge:
 class Net:
     """Collects nodes and initializers; every weight is drawn from `seed`.
 
+    Biases centre each channel and grids fit what flows, measured on images: a net whose signal has died in its biases
+    would agree with anything.
+
     Args:
         target: which form of Q, Clip and bias to write.
-        seed: of all random codes.
+        seed: of all random codes, and of the images measured.
+        size: of the images.
         bits: of inner activations and weights.
         factor: largest odd factor of a weight scale (batch-norm modes have up to 127).
     """
 
     target: Target
     seed: int
+    size: int = 32
     bits: int = 8
     factor: int = 1
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -55,12 +59,37 @@ class Net:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))  # type: ignore[arg-type]
         return output
 
-    def quantize(self, x: Edge, name: str, kind: Kind = "relu", bits: int | None = None) -> Edge:
-        """Relu where asked, then Q and DQ on a grid that lets about one value in fifty saturate."""
+    def measure(self, tensor: str) -> npt.NDArray[np.float32]:
+        """What onnxruntime computes for a tensor of the graph so far, on two images."""
+        import onnxruntime
+
+        images_in = images(self.seed, 2, self.size)
+        if tensor == "input":
+            return images_in
+        graph = helper.make_graph(
+            self.nodes,
+            "so_far",
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None)],
+            self.initializers,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        values: npt.NDArray[np.float32] = session.run([tensor], {"input": images_in})[0]
+        return values
+
+    def quantize(
+        self, x: Edge, name: str, kind: Kind = "relu", bits: int | None = None, exponent: int | None = None
+    ) -> Edge:
+        """Relu where asked, then Q and DQ on a grid that lets up to one value in fifty saturate."""
         bits = self.bits if bits is None else bits
         value = self.op("Relu", [x.name], f"{name}.relu") if kind == "relu" else x.name
         top = 2**bits - 1 if kind == "relu" and bits < 8 else 127
-        exponent = round(math.log2(2.0 * x.rms / top))
+        y = float(np.quantile(np.abs(self.measure(value)), 0.98)) if exponent is None else 0.0
+        exponent = math.ceil(math.log2(y / top)) if exponent is None else exponent
         unsigned = self.target == "onnxruntime"
         zero = 0 if kind == "relu" or not unsigned else 128 if kind == "signed-for-add" else 64
         clip = top if kind == "relu" else 127
@@ -78,7 +107,7 @@ class Net:
         else:
             codes = self.op("QuantizeLinear", [value, scale, point], f"{name}.codes")
         values = self.op("DequantizeLinear", [codes, scale, point], f"{name}.values")
-        return Edge(values, x.channels, x.rms, exponent)
+        return Edge(values, x.channels, exponent)
 
     def conv(
         self,
@@ -102,33 +131,28 @@ class Net:
         factors = 2 * self.rng.integers(0, (self.factor + 1) // 2, channels) + 1
         scales = (factors * 2.0**exponents).astype(np.float32)
         grid = scales.astype(np.float64) * 2.0**x.exponent
-        sigma = math.sqrt(math.prod(shape[1:])) * x.rms * top / math.sqrt(3) * float(np.sqrt(np.mean(scales**2.0)))
-        bias = np.rint(self.rng.normal(0, sigma / 2, channels) / grid)
         weight_codes = self.constant(f"{name}.weight_codes", codes)
         weight_scale = self.constant(f"{name}.weight_scale", scales)
         weight_zero = self.constant(f"{name}.weight_zero_point", np.zeros(channels, np.int8))
         weight = self.op("DequantizeLinear", [weight_codes, weight_scale, weight_zero], f"{name}.weight", axis=0)
+        window: dict[str, object] = {"transB": 1}
+        if not gemm:
+            pads, steps = [dilation * (kernel // 2)] * 4, [dilation] * 2
+            window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": pads, "dilations": steps}
+            window["group"] = groups
+        # the sums without a bias, seen once: centred, so that ReLU cuts each channel in half
+        probe = self.op("Gemm" if gemm else "Conv", [x.name, weight], f"{name}.probe", **window)
+        sums = self.measure(probe).swapaxes(0, 1).reshape(channels, -1)
+        self.nodes.pop()
+        bias = np.rint(self.rng.normal(-sums.mean(1), 0.3 * sums.std(1) + grid) / grid)
         if self.target == "onnxruntime":
             bias_codes = self.constant(f"{name}.bias_codes", bias.astype(np.int32))
             bias_scale = self.constant(f"{name}.bias_scale", grid.astype(np.float32))
             bias_name = self.op("DequantizeLinear", [bias_codes, bias_scale], f"{name}.bias", axis=0)
         else:
             bias_name = self.constant(f"{name}.bias", (bias * grid).astype(np.float32))
-        if gemm:
-            output = self.op("Gemm", [x.name, weight, bias_name], name, transB=1)
-        else:
-            pad = dilation * (kernel // 2)
-            output = self.op(
-                "Conv",
-                [x.name, weight, bias_name],
-                name,
-                kernel_shape=[kernel, kernel],
-                strides=[stride, stride],
-                pads=[pad] * 4,
-                dilations=[dilation, dilation],
-                group=groups,
-            )
-        return Edge(output, channels, sigma)
+        self.op("Gemm" if gemm else "Conv", [x.name, weight, bias_name], name, **window)
+        return Edge(name, channels)
 
     def model(self, logits: str, classes: int, image: tuple[int, int, int]) -> onnx.ModelProto:
         """The finished model, checked."""
@@ -157,39 +181,30 @@ def residual_net(
         gemm: classifier as Gemm with transB instead of a 1x1 Conv.
         factor: see Net.
     """
-    net = Net(target, seed, bits, factor)
+    net = Net(target, seed, size, bits, factor)
     both = target == "onnxruntime"  # there both inputs of an add are quantized, else only the skip
-    x = net.quantize(Edge("input", 3, 1.0), "input", "signed", bits=8)
+    x = net.quantize(Edge("input", 3), "input", "signed", bits=8)
     x = net.quantize(net.conv(x, "stem", 8, stride=2, bits=8), "stem.out")
-    x = Edge(
-        net.op("MaxPool", [x.name], "stem.pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
-        8,
-        x.rms,
-        x.exponent,
-    )
-    a = net.quantize(net.conv(x, "one.a", 8), "one.a.out")
-    a = net.conv(a, "one.b", 8)
+    pool = net.op("MaxPool", [x.name], "stem.pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    x = Edge(pool, 8, x.exponent)
+    a = net.conv(net.quantize(net.conv(x, "one.a", 8), "one.a.out"), "one.b", 8)
     a = net.quantize(a, "one.b.out", "signed-for-add", bits=8) if both else a
-    total = Edge(net.op("Add", [a.name, x.name], "one.add"), 8, math.hypot(a.rms, x.rms))
-    x = net.quantize(total, "one.out")
+    x = net.quantize(Edge(net.op("Add", [a.name, x.name], "one.add"), 8), "one.out")
     a = net.conv(net.quantize(net.conv(x, "two.a", 12, stride=2), "two.a.out"), "two.b", 12)
     a = net.quantize(a, "two.b.out", "signed-for-add", bits=8) if both else a
     skip = net.quantize(net.conv(x, "two.down", 12, kernel=1, stride=2), "two.skip", "signed-for-add", bits=8)
-    total = Edge(net.op("Add", [a.name, skip.name], "two.add"), 12, math.hypot(a.rms, skip.rms))
-    x = net.quantize(total, "two.out")
-    left, right = net.conv(x, "left", 6, kernel=1), net.conv(x, "right", 12, groups=12, dilation=2)
-    rms = max(left.rms, right.rms)  # one grid for both inputs of the concat
-    left = net.quantize(Edge(left.name, 6, rms), "left.out")
-    right = net.quantize(Edge(right.name, 12, rms), "right.out")
-    joined = Edge(net.op("Concat", [left.name, right.name], "joined", axis=1), 18, rms, left.exponent)
+    x = net.quantize(Edge(net.op("Add", [a.name, skip.name], "two.add"), 12), "two.out")
+    left = net.quantize(net.conv(x, "left", 6, kernel=1), "left.out")
+    right = net.conv(x, "right", 12, groups=12, dilation=2)
+    right = net.quantize(right, "right.out", exponent=left.exponent)  # one grid for both inputs of the concat
+    joined = net.op("Concat", [left.name, right.name], "joined", axis=1)
     kernel, stride = (3, 1) if size % 2 else (2, 2)
-    pooled = net.op("AveragePool", [joined.name], "pooled", kernel_shape=[kernel] * 2, strides=[stride] * 2)
-    x = net.quantize(Edge(pooled, 18, rms / 2), "pooled.out", "signed", bits=8)
+    pooled = net.op("AveragePool", [joined], "pooled", kernel_shape=[kernel] * 2, strides=[stride] * 2)
+    x = net.quantize(Edge(pooled, 18), "pooled.out", "signed", bits=8)
     x = net.quantize(net.conv(x, "last", 10), "last.out", bits=8 if both else 7)
-    x = net.quantize(Edge(net.op("GlobalAveragePool", [x.name], "mean"), 10, x.rms), "mean.out", "signed", bits=8)
+    x = net.quantize(Edge(net.op("GlobalAveragePool", [x.name], "mean"), 10), "mean.out", "signed", bits=8)
     if gemm:
-        flat = Edge(net.op("Flatten", [x.name], "flat"), 10, x.rms, x.exponent)
-        net.conv(flat, "logits", 7, gemm=True, bits=8)
+        net.conv(Edge(net.op("Flatten", [x.name], "flat"), 10, x.exponent), "logits", 7, gemm=True, bits=8)
     else:
         net.op("Flatten", [net.conv(x, "head", 7, kernel=1, bits=8).name], "logits")
     return net.model("logits", 7, (3, size, size))
@@ -203,13 +218,14 @@ def saved(model: onnx.ModelProto, folder: Path) -> Path:
 
 
 def images(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
-    """Normal noise with exact ties, saturating values, both zeros and infinities of the input grid mixed in."""
+    """Smooth random pictures, noise, exact ties, saturating values, and zeros of both signs."""
     rng = np.random.default_rng(seed)
-    batch = rng.normal(0, 1, (count, 3, size, size)).astype(np.float32)
-    ties = (rng.integers(-300, 300, batch.shape) + 0.5) * 2.0**-6
-    batch = np.where(rng.random(batch.shape) < 0.3, ties.astype(np.float32), batch)
+    coarse = rng.normal(0, 1, (count, 3, -(-size // 8), -(-size // 8)))
+    batch = coarse.repeat(8, 2).repeat(8, 3)[:, :, :size, :size] + rng.normal(0, 0.5, (count, 3, size, size))
+    ties = np.rint(batch * 2**6) * 2.0**-6 + 2.0**-7
+    batch = np.where(rng.random(batch.shape) < 0.3, ties, batch).astype(np.float32)
     extremes = np.array([0.0, -0.0, 1e30, -1e30, 1e-40, -1e-40], np.float32)
-    return np.where(rng.random(batch.shape) < 0.05, rng.choice(extremes, batch.shape), batch)
+    return np.where(rng.random(batch.shape) < 0.02, rng.choice(extremes, batch.shape), batch)
 
 
 def around(
@@ -262,8 +278,8 @@ def with_constant(model: onnx.ModelProto, name: str, value: npt.ArrayLike) -> on
     return copy
 
 
-def constant_of(model: onnx.ModelProto, name: str) -> npt.NDArray[np.generic]:
-    """The value of one initializer, writable."""
+def constant_of(model: onnx.ModelProto, name: str) -> npt.NDArray[np.float32]:
+    """The value of one float32 initializer, writable."""
     (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
     return numpy_helper.to_array(tensor).copy()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from engines import doctor
 from engines.doctor import Check, as_json, diagnose
 from engines.host import Driver, Gpu
 
+ROOT = Path(__file__).parents[1]
 NAMES = [
     "python", "faq-deploy", "torch", "torchvision", "CUDA driver", "GPU", "CPU", "onnx", "onnxruntime", "tensorrt",
     "tensorrt-rtx", "pycuda", "memory", "shared memory",
@@ -115,7 +117,7 @@ def test_cpu_without_vnni_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("mebibytes", "status"), [(64, "limited"), (1024, "ok")])
 def test_small_shared_memory_is_limited(monkeypatch: pytest.MonkeyPatch, mebibytes: int, status: str) -> None:
     found = SimpleNamespace(f_frsize=4096, f_blocks=(mebibytes << 20) // 4096)
-    monkeypatch.setattr(doctor.os, "statvfs", lambda path: found)
+    monkeypatch.setattr(os, "statvfs", lambda path: found)
     check = doctor._shared_memory()
     assert (check.status, check.detail) == (status, f"{mebibytes:,} MiB")
 
@@ -130,5 +132,5 @@ def test_json_holds_the_same_checks() -> None:
 
 def test_diagnosis_imports_no_torch_and_no_pycuda() -> None:
     code = "import sys; from engines.doctor import diagnose; diagnose(); print([*{'torch', 'pycuda'} & {*sys.modules}])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

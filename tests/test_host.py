@@ -1,5 +1,7 @@
 """What the machine has is read from the CUDA driver and from package metadata, without loading a runtime."""
 
+# ruff: noqa: N802 (the driver's own names)
+
 from __future__ import annotations
 
 import ctypes

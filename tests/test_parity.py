@@ -126,7 +126,7 @@ def test_no_images_have_no_accuracy_and_no_agreement() -> None:
 
 
 def test_labels_must_be_one_per_image() -> None:
-    with pytest.raises(InputError, match="one class index per image|labels for 2 images"):
+    with pytest.raises(InputError, match="labels for 2 images"):
         accuracy(TIED, np.zeros(3, np.int64))
 
 
@@ -134,5 +134,5 @@ def test_labels_must_be_one_per_image() -> None:
 def test_topk_is_the_stable_sort_and_begins_with_top1(rows: list[list[int]], k: int) -> None:
     best = topk(np.array(rows, np.float32), k)
     assert best is not None
-    assert best.tolist() == [sorted(range(7), key=lambda i, row=row: (-row[i], i))[:k] for row in rows]
+    assert best.tolist() == [[i for _, i in sorted((-value, i) for i, value in enumerate(row))][:k] for row in rows]
     assert top1(np.array(rows, np.float32)).tolist() == best[:, 0].tolist()

@@ -214,8 +214,9 @@ def test_stored_orientation_is_what_torchvision_sees() -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_a_damaged_exif_block_is_no_error(exif: bytes) -> None:
-    image = saved(noise(16, 24), "JPEG", exif=exif)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_a_damaged_exif_block_is_no_error(exif: bytes, file_format: str) -> None:
+    image = saved(noise(16, 24), file_format, exif=exif)
     assert to_pixels(image, Preprocessing(orientation="upright")).shape == (16, 24, 3)
 
 

@@ -20,7 +20,7 @@ from engines.ort import OrtRunner
 from engines.parity import compare_codes
 from engines.reference import ReferenceRunner
 from engines.windows import Pool, convolve, product
-from tests.onnx_nets import Target, around, images, residual_net, saved, with_constant
+from tests.onnx_nets import Target, around, constant_of, images, residual_net, saved, with_constant
 
 CODES = st.integers(-(2**40), 2**40)
 
@@ -52,7 +52,7 @@ def three_ways(model: onnx.ModelProto, batch: npt.NDArray[np.float32]) -> dict[s
     return codes
 
 
-@settings(max_examples=24)
+@settings(max_examples=400)
 @given(
     target=st.sampled_from(["tensorrt", "onnxruntime"]),
     seed=st.integers(0, 2**32 - 1),
@@ -65,8 +65,8 @@ def test_random_nets_give_the_same_integers_in_reference_oracle_and_optimized_on
     target: Target, seed: int, bits: int, size: int, gemm: bool, factor: int
 ) -> None:
     codes = three_ways(residual_net(target, seed, bits, size, gemm, factor), images(seed, 2, size))
-    assert codes["stem.out.codes"].max() == (127 if bits == 8 else 15)  # the grid is used to its end
-    assert codes["input.codes"].min() == (-128 if target == "tensorrt" else -64)
+    assert codes["input.codes"].min() == (-128 if target == "tensorrt" else -64)  # saturated
+    assert all((array[0] != array[1]).any() for array in codes.values())  # no net that would agree with anything
 
 
 def test_logits_are_the_reference_values_of_the_head(tmp_path: Path) -> None:
@@ -327,10 +327,9 @@ def test_a_bias_that_no_int64_holds_is_refused_by_layer(tmp_path: Path) -> None:
 
 def test_an_off_grid_bias_is_exact_and_moves_codes_of_optimized_onnxruntime_only(tmp_path: Path) -> None:
     model = residual_net("tensorrt", 4, bits=4)
-    scales = next(t for t in model.graph.initializer if t.name == "stem.weight_scale")
-    steps = onnx.numpy_helper.to_array(scales).astype(np.float64) * 2.0**-6
-    bias = onnx.numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "stem.bias"))
-    path = saved(with_constant(model, "stem.bias", (bias + steps / 2).astype(np.float32)), tmp_path)
+    steps = constant_of(model, "stem.weight_scale") * constant_of(model, "input.scale")
+    bias = constant_of(model, "stem.bias")
+    path = saved(with_constant(model, "stem.bias", bias + steps / 2), tmp_path)
     batch = images(4, 4, 33)
     reference, oracle = ReferenceRunner(path), OrtRunner(path, oracle=True)
     codes = reference.codes(batch)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from engines.errors import InputError
 from faq_deploy.plots import MOST_RANGES
 from faq_deploy.report import write_html, write_json
-from faq_deploy.report_model import Epoch, Layer, Report, Stage, Verdict, headline
+from faq_deploy.report_model import Epoch, Gate, Layer, Report, Stage, Verdict, headline
 
 FLOAT = Stage(name="PyTorch float", kind="float", images=200, top1=98.5, max_logit_difference=0.25)
 QUANTIZED = Stage(name="PyTorch quantized", kind="quantized", images=200, top1=98.0, flips=0)
@@ -224,6 +224,12 @@ def test_stage_has_numbers_or_a_reason_never_both() -> None:
 def test_verdict_and_exit_code_cannot_disagree() -> None:
     with pytest.raises(ValidationError, match="passed is True but the exit code is 3"):
         Verdict(passed=True, exit_code=3)
+
+
+def test_gate_without_a_measurement_cannot_pass() -> None:
+    with pytest.raises(ValidationError, match="nothing was measured"):
+        Gate(name="flips", limit=0, value=None, passed=True)
+    assert not Gate(name="flips", limit=0, value=None, passed=False).passed
 
 
 def test_headline_names_the_stage_whose_codes_differ() -> None:

@@ -1,0 +1,103 @@
+"""Batch norm folded, kept, and turned into a depthwise convolution."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from faq_deploy.batch_norm import fold
+from faq_deploy.capture import capture
+from faq_deploy.fixed_point import step_size
+from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
+from tests.nets import PreActivation, Small, with_statistics
+from tests.quantized import images, make_recipe, quantized_net
+
+
+def test_folding_multiplies_in_float64_and_rounds_once() -> None:
+    model = with_statistics(Small())
+    bn, stem = model.bn, model.stem
+    assert isinstance(bn, nn.BatchNorm2d)
+    assert isinstance(stem, nn.Conv2d)
+    graph, state = fold(*capture(model, images()), "fold")
+    assert "batch_norm" not in {n.kind for n in graph}
+    assert bn.running_var is not None and bn.running_mean is not None
+    a = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
+    assert torch.equal(state["stem.weight"], (stem.weight.double() * a.reshape(-1, 1, 1, 1)).float())
+    assert torch.equal(state["stem.bias"], (bn.bias.double() - bn.running_mean.double() * a).float())
+
+
+def test_each_batch_norm_keeps_its_own_eps() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4, eps=0.5, momentum=0.03), nn.ReLU())
+    bn = model[1]
+    assert isinstance(bn, nn.BatchNorm2d) and bn.running_var is not None
+    bn.running_var.fill_(0.01)
+    _, state = fold(*capture(model.eval(), images()), "fold")
+    (name,) = [key for key in state if key.endswith("weight")]
+    ratio = state[name] / model[0].weight.detach()  # type: ignore[operator, union-attr]
+    assert torch.allclose(ratio, torch.full_like(ratio, (0.01 + 0.5) ** -0.5))
+
+
+@pytest.mark.parametrize("mode", ["paper", "fit"])
+def test_kept_batch_norm_takes_over_the_convolutions_bias(mode: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=True), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    graph, state = fold(*capture(model, images()), mode)  # type: ignore[arg-type]
+    conv, norm = (next(n.name for n in graph if n.kind == kind) for kind in ("conv", "batch_norm"))
+    assert f"{conv}.bias" not in state
+    assert torch.equal(state[f"{norm}.running_mean"], -model[0].bias.detach())  # type: ignore[operator, union-attr]
+
+
+def test_sync_batch_norm_is_a_batch_norm() -> None:
+    plain = with_statistics(Small())
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain)).eval()
+    first, second = (quantized_net(m, make_recipe()).net for m in (plain, synced))
+    assert torch.equal(first(images()), second(images()))
+
+
+def test_paper_constants_lie_on_their_grids() -> None:
+    net = quantized_net(with_statistics(Small()), make_recipe("paper", 8, "paper")).net
+    norms = [layer for layer in net.layers.values() if isinstance(layer, QuantizedBatchNorm)]
+    assert len(norms) == 6
+    for norm in norms:
+        a, c = norm.constants(norm.running_mean, norm.running_var)
+        k = a.detach() * 16
+        assert torch.equal(k, k.round()) and float(k.abs().max()) <= 127
+        codes = c.detach().double() / norm.bias_step(a.detach()).double()
+        assert torch.equal(codes, codes.round())
+
+
+def test_fit_exponent_reaches_the_largest_multiplier() -> None:
+    model = with_statistics(Small())
+    with torch.no_grad():
+        model.bn.weight[0] = 100.0  # type: ignore[index, union-attr]
+    net = quantized_net(model, make_recipe("paper", 8, "fit")).net
+    norm = net.layers["bn"]
+    assert isinstance(norm, QuantizedBatchNorm)
+    largest = float((norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach().abs().max())
+    step = float(step_size(norm.multiplier_exponent))
+    assert 63 < largest / step <= 127
+
+
+def test_training_updates_the_statistics_as_torch_does() -> None:
+    torch.manual_seed(0)
+    wanted = nn.BatchNorm2d(4, momentum=0.2)
+    mean, var = torch.zeros(4), torch.ones(4)
+    ours = QuantizedBatchNorm(
+        torch.ones(4), torch.zeros(4), mean, var, eps=1e-5, momentum=0.2, constants="paper"
+    ).train()
+    x = torch.randn(6, 4, 5, 5) * 3 + 1
+    assert torch.allclose(ours(x), wanted(x), atol=1e-5)
+    assert wanted.running_mean is not None and wanted.running_var is not None
+    assert torch.allclose(ours.running_mean, wanted.running_mean, atol=1e-6)
+    assert torch.allclose(ours.running_var, wanted.running_var, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["fold", "paper", "fit"])
+def test_gradients_reach_every_parameter(mode: str) -> None:
+    net = quantized_net(with_statistics(PreActivation()), make_recipe("paper", 8, mode)).net.train()
+    net.refresh()
+    net(images()).square().sum().backward()
+    missing = [name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    assert missing == []

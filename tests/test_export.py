@@ -1,0 +1,208 @@
+"""The exported file computes the same integers as PyTorch, in every target, precision and batch norm mode."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from engines.errors import FaqError, InputError
+from engines.ort import OrtRunner
+from engines.reference import ReferenceRunner
+from faq_deploy import export as export_module
+from faq_deploy.certificate import certificate
+from faq_deploy.export import ExportResult, export_onnx, torch_codes
+from faq_deploy.stored_net import StoredNet, load_net, save_net
+from tests.nets import Inverted, PreActivation, Small, with_statistics
+from tests.quantized import images, make_recipe, quantized_net
+
+NETS = [Small, PreActivation, Inverted]
+
+
+def run_export(stored: StoredNet, folder: Path, name: str = "model.onnx") -> ExportResult:
+    return export_onnx(stored, folder / name, images(6, seed=9).numpy(), versions={"a": "1"}, checkpoint_sha256="0")
+
+
+def initializer(model: onnx.ModelProto, name: str) -> np.ndarray:
+    return numpy_helper.to_array(next(i for i in model.graph.initializer if i.name == name))
+
+
+@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime", "paper"])
+@pytest.mark.parametrize(("bits", "mode"), [(8, "fold"), (4, "fold"), (8, "paper"), (4, "paper"), (8, "fit")])
+def test_reference_and_oracle_agree_with_torch(
+    make: type[nn.Module], target: str, bits: int, mode: str, tmp_path: Path
+) -> None:
+    stored = quantized_net(with_statistics(make()), make_recipe(target, bits, mode))
+    result = run_export(stored, tmp_path)
+    assert [a.differing for a in result.agreements] == [0, 0]
+    assert [a.largest_difference for a in result.agreements] == [0.0, 0.0]
+    assert min(a.codes_compared for a in result.agreements) > 10_000
+
+
+@pytest.mark.parametrize("make", NETS)
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize(("bits", "mode"), [(8, "fold"), (4, "fold"), (8, "paper")])
+def test_optimized_onnxruntime_gives_identical_logits(
+    make: type[nn.Module], target: str, bits: int, mode: str, tmp_path: Path
+) -> None:
+    stored = quantized_net(with_statistics(make()), make_recipe(target, bits, mode))
+    path = run_export(stored, tmp_path).path
+    data = images(7, seed=11).numpy()
+    wanted = torch_codes(stored, data)[1]
+    with_all = OrtRunner(path)
+    assert np.array_equal(with_all(data), wanted)
+    assert np.array_equal(np.concatenate([with_all(data[i : i + 1]) for i in range(7)]), wanted)
+
+
+def test_onnxruntime_target_fuses_into_integer_kernels(tmp_path: Path) -> None:
+    import onnxruntime as ort
+
+    path = run_export(quantized_net(with_statistics(Small()), make_recipe("onnxruntime")), tmp_path).path
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert kinds["QLinearConv"] == 6
+    assert kinds["QLinearAdd"] == 2
+    assert kinds["Conv"] == kinds["FusedConv"] == kinds["Add"] == 0
+
+
+def test_same_bytes_when_exported_twice(tmp_path: Path) -> None:
+    stored = quantized_net(with_statistics(Small()), make_recipe())
+    first = run_export(stored, tmp_path, "a.onnx").path.read_bytes()
+    assert run_export(stored, tmp_path, "b.onnx").path.read_bytes() == first
+
+
+def test_stored_net_exports_the_same_bytes(tmp_path: Path) -> None:
+    stored = quantized_net(with_statistics(Small()), make_recipe("paper", 8, "paper"))
+    first = run_export(stored, tmp_path, "a.onnx").path.read_bytes()
+    save_net(tmp_path / "net.pt", stored.net, stored.recipe, stored.facts)
+    assert run_export(load_net(tmp_path / "net.pt"), tmp_path, "b.onnx").path.read_bytes() == first
+
+
+def test_file_has_the_promised_form(tmp_path: Path) -> None:
+    stored = quantized_net(with_statistics(Small()), make_recipe("tensorrt", 4))
+    model = onnx.load(run_export(stored, tmp_path).path)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 13)]
+    assert model.ir_version == 8
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dims] == ["N", 3, 16, 16]
+    kinds = Counter(n.op_type for n in model.graph.node)
+    assert kinds["Gemm"] == 0  # Turing refuses it
+    assert kinds["BatchNormalization"] == 0
+    for node in model.graph.node:
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            scale, zero = initializer(model, node.input[1]), initializer(model, node.input[2])
+            assert (np.frexp(scale)[0] == 0.5).all()
+            assert (scale > 0).all()
+            assert (zero == 0).all()
+            assert zero.dtype == np.int8
+            assert scale.ndim == (1 if "weight" in node.input[1] else 0)
+    weights = initializer(model, "blocks_0_conv1.weight_codes")
+    assert weights.dtype == np.int8
+    assert np.abs(weights).max() <= 7
+    assert np.abs(initializer(model, "stem.weight_codes")).max() > 7  # the first layer keeps 8 bits
+    metadata = {p.key: json.loads(p.value) for p in model.metadata_props}
+    assert metadata["faq_deploy.target"] == "tensorrt"
+    assert metadata["faq_deploy.classes"] == list("abcde")
+    assert metadata["faq_deploy.exponents"]["input_quantizer"] == int(
+        stored.net.quantizers()["input_quantizer"].exponent
+    )
+
+
+def test_bias_lies_on_the_accumulator_grid(tmp_path: Path) -> None:
+    model = onnx.load(run_export(quantized_net(with_statistics(Small()), make_recipe()), tmp_path).path)
+    step = initializer(model, "stem.weight_scale").astype(np.float64) * initializer(model, "input_quantizer.scale")
+    codes = initializer(model, "stem.bias").astype(np.float64) / step
+    assert np.array_equal(codes, np.rint(codes))
+    assert np.abs(codes).max() > 0
+
+
+def test_negative_multiplier_flips_codes_and_keeps_a_positive_scale(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = with_statistics(Small())
+    with torch.no_grad():
+        model.bn.weight[0], model.bn.weight[1] = -1.0, 0.0  # type: ignore[index, union-attr]
+    stored = quantized_net(model, make_recipe("paper", 8, "paper"))
+    exported = onnx.load(run_export(stored, tmp_path).path)
+    codes, own = initializer(exported, "stem.weight_codes"), stored.net.weighted()["stem"].weight_codes().numpy()
+    assert np.array_equal(codes[0], -own[0])
+    assert (codes[1] == 0).all()
+    assert np.abs(own[1]).max() > 0
+    assert (initializer(exported, "stem.weight_scale") > 0).all()
+    metadata = {p.key: json.loads(p.value) for p in exported.metadata_props}
+    assert metadata["faq_deploy.batch_norm"]["bn"]["k"][1] == 0
+
+
+def test_dead_channel_exports_positive_scale(tmp_path: Path) -> None:
+    model = with_statistics(Small())
+    with torch.no_grad():
+        model.stem.weight[2] = 0.0  # type: ignore[index, union-attr]
+        model.stem.weight[3] = 1e-30  # type: ignore[index, union-attr]
+        model.bn.bias[3] = 2.0  # type: ignore[index, union-attr]
+    stored = quantized_net(model, make_recipe())
+    result = run_export(stored, tmp_path)
+    exported = onnx.load(result.path)
+    scale = initializer(exported, "stem.weight_scale")
+    assert (scale > 0).all()
+    assert np.isfinite(initializer(exported, "stem.bias")).all()
+    assert (initializer(exported, "stem.weight_codes")[2:4] == 0).all()
+    assert next(b for b in result.bounds if b.name == "stem").dead_channels == 2
+
+
+def test_codes_at_their_extremes_agree_where_the_certificate_holds(tmp_path: Path) -> None:
+    stored = quantized_net(with_statistics(Small()), make_recipe("onnxruntime", cpu="vnni"))
+    assert all(b.proven for b in certificate(stored.net))
+    path = run_export(stored, tmp_path).path
+    signs = torch.randint(0, 2, (16, 3, 16, 16), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    extreme = (signs * 1e4).float().numpy()
+    codes, logits = torch_codes(stored, extreme)
+    assert set(np.unique(codes["input_quantizer.codes"])) == {-128, 127}
+    for runner in (ReferenceRunner(path), OrtRunner(path, oracle=True)):
+        assert np.array_equal(runner(extreme), logits)
+
+
+def test_layer_over_2_to_24_is_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(3, 2048, 1), nn.ReLU(), nn.Conv2d(2048, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        wide[2].weight.fill_(1.0)
+    stored = quantized_net(wide.eval(), make_recipe("paper"))
+    over = [b for b in certificate(stored.net) if not b.proven]
+    assert len(over) == 1
+    assert over[0].ratio > 1
+    result = run_export(stored, tmp_path)
+    assert any("past 2^24" in w for w in result.warnings)
+
+
+def test_unexplained_difference_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = quantized_net(with_statistics(Small()), make_recipe())
+
+    def wrong(stored: StoredNet, data: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        codes, logits = torch_codes(stored, data)
+        codes["relu.codes"] = codes["relu.codes"] + 1
+        return codes, logits
+
+    monkeypatch.setattr(export_module, "torch_codes", wrong)
+    with pytest.raises(FaqError, match=r"differs from PyTorch in \d+ of \d+ codes \(first in relu"):
+        run_export(stored, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"model\.onnx could not be written: No space left on device"):
+        run_export(quantized_net(with_statistics(Small()), make_recipe()), tmp_path)
+    assert list(tmp_path.iterdir()) == []
