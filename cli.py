@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import rich_click as click
 
@@ -87,7 +87,7 @@ class _Group(click.RichGroup):
             _fail("stopped.", "nothing half-written was left behind; run the command again.", 130)
 
 
-def _fail(what: str, remedy: str, code: int) -> None:
+def _fail(what: str, remedy: str, code: int) -> NoReturn:
     click.echo(f"Error: {what}\nNote: {remedy}", err=True)
     sys.exit(code)
 

@@ -67,6 +67,9 @@ def build(folder: Path, wanted: WantedEngine, facts: OnnxFacts, profile: Profile
         profile: batch sizes.
         version: of faq-deploy.
 
+    Returns:
+        The record as written.
+
     Raises:
         InputError: the runtime refuses the file.
         CannotRunHere: the runtime or a GPU is missing.

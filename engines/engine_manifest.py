@@ -63,6 +63,12 @@ def write(folder: Path, manifest: EngineManifest) -> None:
 def read(folder: Path) -> EngineManifest:
     """Read an engine's record.
 
+    Args:
+        folder: `engines/NAME`.
+
+    Returns:
+        The record.
+
     Raises:
         InputError: there is none, it is damaged, or it is from a newer version.
     """
@@ -118,6 +124,11 @@ def check(folder: Path, onnx_sha256: str | None = None, host: Host | None = None
 
 def check_host(folder: Path, manifest: EngineManifest, host: Host) -> None:
     """See that a machine has the runtime version and the GPU that an engine was built for.
+
+    Args:
+        folder: `engines/NAME`.
+        manifest: the engine's record.
+        host: the machine that would run it.
 
     Raises:
         CannotRunHere: it has not.

@@ -78,6 +78,9 @@ def installed(module: str) -> str | None:
 
     Args:
         module: an importable name, such as "tensorrt_rtx" or "pycuda".
+
+    Returns:
+        The version as the distribution writes it.
     """
     for distribution in _DISTRIBUTIONS.get(module, (module,)):
         try:

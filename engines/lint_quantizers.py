@@ -125,7 +125,7 @@ def clip_on_codes(graph: QdqGraph) -> Iterator[Hit]:
 
 
 def misplaced_float_clip(graph: QdqGraph) -> Iterator[Hit]:
-    """A tensor that fills int8 is clipped by its type; a Clip there only breaks fusion (S6). 4 bits and ReLU6 need it."""
+    """A tensor that fills int8 is clipped by its type; a Clip there only breaks fusion (S6). ReLU6 needs one."""
     for node in graph.nodes:
         source = graph.producer.get(node.input[0])
         if node.op_type != "Clip" or (source is not None and source.op_type == "QuantizeLinear"):

@@ -57,6 +57,10 @@ def scale_of(graph: QdqGraph, node: onnx.NodeProto) -> npt.NDArray[np.float64] |
 def grids(graph: QdqGraph, tensor: str) -> tuple[onnx.NodeProto, ...]:
     """The DequantizeLinear nodes that a tensor's values come from unchanged.
 
+    Args:
+        graph: the graph.
+        tensor: a name in it.
+
     Returns:
         Empty where some of its values lie on no grid (a sum, an average, the graph input).
     """

@@ -40,6 +40,12 @@ class OnnxFacts:
 def read(path: Path) -> OnnxFacts:
     """Read the facts of an ONNX file.
 
+    Args:
+        path: the file.
+
+    Returns:
+        Its facts.
+
     Raises:
         InputError: the file is missing, is no ONNX file, was cut short, or keeps its weights in another file.
     """

@@ -52,10 +52,13 @@ class OrtRunner:
         self._plain_session = self._code_session or self._session(())
 
     def __call__(self, batch: FloatArray) -> FloatArray:
-        """Logits of a batch, float32, shape (N, classes).
+        """Run one batch.
 
         Args:
             batch: float32 images, shape (N, C, H, W), any memory layout, N >= 0.
+
+        Returns:
+            float32 logits, shape (N, classes).
 
         Raises:
             InputError: a batch that the net cannot read, or that onnxruntime refuses.
@@ -64,10 +67,13 @@ class OrtRunner:
         return logits.astype(np.float32, copy=False)
 
     def codes(self, batch: FloatArray) -> dict[str, npt.NDArray[np.int64]]:
-        """Codes of every tensor named `*.codes`, without zero points, and the bits of `logits`.
+        """Run one batch and keep the integers inside.
 
         Args:
             batch: as for a call.
+
+        Returns:
+            Codes of every tensor named `*.codes`, without zero points, and the bits of `logits`.
 
         Raises:
             InputError: as for a call.
@@ -157,10 +163,13 @@ class CpuFeatures:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> CpuFeatures:
-    """Read the features of this CPU; "unknown" where the system does not say.
+    """Read the features of this CPU.
 
     Args:
         cpuinfo: Linux's description of the CPUs.
+
+    Returns:
+        Each feature "yes" or "no"; "unknown" where the system does not say.
     """
     fields: Mapping[str, str] = {}
     if cpuinfo.is_file():

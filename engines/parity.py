@@ -95,6 +95,9 @@ def compare_codes(a: Mapping[str, IntArray], b: Mapping[str, IntArray], order: S
         b: the other runtime's.
         order: the names to compare, in graph order (`code_names`); `logits` is left to `compare_logits`.
 
+    Returns:
+        How many codes were compared and how many differ, and the first tensor that does.
+
     Raises:
         InputError: a tensor is missing on one side, or the shapes differ.
     """
@@ -118,7 +121,14 @@ def compare_codes(a: Mapping[str, IntArray], b: Mapping[str, IntArray], order: S
 
 
 def compare_logits(a: FloatArray, b: FloatArray) -> LogitParity:
-    """Compare two runtimes' logits, float32, shape (N, classes).
+    """Compare two runtimes' logits.
+
+    Args:
+        a: float32, shape (N, classes).
+        b: the other runtime's.
+
+    Returns:
+        How many logits differ, by how much at most, and how many predictions flip.
 
     Raises:
         InputError: the shapes differ, or a logit is NaN.
@@ -137,10 +147,13 @@ def logit_bits(logits: FloatArray) -> IntArray:
 
 
 def top1(logits: FloatArray) -> IntArray:
-    """The class of each image, shape (N,): the largest logit, the lowest index among equals.
+    """The class of each image: the largest logit, the lowest index among equals.
 
     Args:
         logits: float32, shape (N, classes).
+
+    Returns:
+        int64, shape (N,).
 
     Raises:
         InputError: a logit is NaN, which must not win (nor lose) in silence.
@@ -191,7 +204,14 @@ def accuracy(logits: FloatArray, labels: IntArray, k: int = 1) -> float | None:
 
 
 def agreement(a: FloatArray, b: FloatArray) -> float | None:
-    """Percent of images for which two runtimes name the same class; None without images.
+    """Percent of images for which two runtimes name the same class.
+
+    Args:
+        a: float32 logits, shape (N, classes).
+        b: the other runtime's.
+
+    Returns:
+        None without images.
 
     Raises:
         InputError: the shapes differ, or a logit is NaN.
@@ -202,6 +222,12 @@ def agreement(a: FloatArray, b: FloatArray) -> float | None:
 
 def tied_images(logits: FloatArray) -> int:
     """Number of images whose largest logit occurs more than once (the lowest index wins).
+
+    Args:
+        logits: float32, shape (N, classes).
+
+    Returns:
+        A count of images.
 
     Raises:
         InputError: a logit is NaN.

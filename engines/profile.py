@@ -37,6 +37,12 @@ DEFAULT_PROFILE: Final = Profile()
 def parse_profile(text: str) -> Profile:
     """Read "MIN:OPT:MAX" batch sizes, such as "1:8:32".
 
+    Args:
+        text: what the user wrote.
+
+    Returns:
+        The three sizes.
+
     Raises:
         InputError: not three whole numbers from 1 in rising order.
     """

@@ -73,16 +73,30 @@ class QdqGraph:
 def load_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX file.
 
+    Args:
+        path: the file.
+
+    Returns:
+        The model with all its weights in memory.
+
     Raises:
         InputError: the file is missing, is not ONNX, is cut off, or its external data cannot be read.
     """
     again = "export it again with `faq-deploy export`, or copy the whole file."
     try:
-        model = onnx.load(path)
-    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
         raise InputError(f"{path} is not an ONNX file, or is cut off.", again) from error
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror or error}.", again) from error
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))  # refuses links and what lies outside the folder
+    except (ValueError, OSError, onnx.checker.ValidationError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"{path} keeps weights in another file that could not be read: {reason}.",
+            "put that file, whole, beside the ONNX file.",
+        ) from error
     graph = model.graph
     if not graph.node or not graph.output or not model.opset_import:
         raise InputError(f"{path} is not an ONNX file, or is cut off (it holds no graph).", again)

@@ -57,10 +57,13 @@ class ReferenceRunner:
         self._steps = self._prepare()
 
     def __call__(self, batch: FloatArray) -> FloatArray:
-        """Logits of a batch, float32, shape (N, classes): exact values, rounded once.
+        """Run one batch.
 
         Args:
             batch: float32 images, shape (N, C, H, W), any memory layout, N >= 0.
+
+        Returns:
+            float32 logits, shape (N, classes): exact values, rounded once.
 
         Raises:
             InputError: a batch that the net cannot read, or values that 60 bits cannot hold.
@@ -68,10 +71,13 @@ class ReferenceRunner:
         return self._run(batch, wanted=())[1]
 
     def codes(self, batch: FloatArray) -> dict[str, IntArray]:
-        """Codes of every tensor named `*.codes`, without zero points, and the bits of `logits`.
+        """Run one batch and keep the integers inside.
 
         Args:
             batch: as for a call.
+
+        Returns:
+            Codes of every tensor named `*.codes`, without zero points, and the bits of `logits`.
 
         Raises:
             InputError: as for a call.

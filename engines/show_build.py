@@ -10,13 +10,14 @@ from typing import cast
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from engines.build import BuildEvent, BuildResult, build_engines, build_onnx_file, exit_code
 from engines.doctor import as_json as checks_as_json
 from engines.doctor import diagnose
 from engines.errors import InputError
 from engines.host import RuntimeName
-from engines.profile import Profile
+from engines.profile import parse_profile
 from engines.run_folder import RunFolder
 
 __all__ = ["build", "doctor"]
@@ -44,7 +45,7 @@ def build(
         as_json: machine output.
     """
     names = cast(Sequence[RuntimeName], runtimes)
-    profile, version = Profile.parse(batch), _version()
+    profile, version = parse_profile(batch), _version()
     if source.is_file():
         folder = output or source.parent / "engines"
         results = build_onnx_file(source, folder, names, sms, profile, version=version, on_event=_progress, force=force)
@@ -74,7 +75,7 @@ def doctor(*, as_json: bool) -> None:
         table.add_column(column, overflow="fold")
     marks = {"ok": "ok", "missing": "--", "limited": "!!"}
     for check in checks:
-        table.add_row(marks[check.status], check.name, check.detail, check.remedy or "")
+        table.add_row(*[Text(cell) for cell in (marks[check.status], check.name, check.detail, check.remedy or "")])
     Console().print(table)
 
 

@@ -50,6 +50,9 @@ class BuiltEngine:
 def check_sm(sm: int) -> None:
     """See that TensorRT-RTX builds INT8 for a GPU architecture.
 
+    Args:
+        sm: the architecture as one number; 8.6 is 86.
+
     Raises:
         InputError: it is too old for INT8, or this TensorRT-RTX doesn't know it.
         CannotRunHere: tensorrt_rtx is missing.
@@ -64,6 +67,9 @@ def check_sm(sm: int) -> None:
 
 def check_signed(facts: onnx_facts.OnnxFacts) -> None:
     """See that TensorRT can hold the codes of a file, before its parser is called.
+
+    Args:
+        facts: of the file.
 
     Raises:
         InputError: there are uint8 codes. The parser refuses zero points other than 0, and silently reads uint8
@@ -85,6 +91,9 @@ def build_rtx(onnx_path: Path, sm: int, profile: Profile, output: Path) -> Built
         sm: the architecture as one number; 8.6 is 86.
         profile: batch sizes for inputs whose first dimension is dynamic.
         output: the engine file to write.
+
+    Returns:
+        The engine.
 
     Raises:
         InputError: an architecture without INT8 or unknown here, or a file that the parser or builder refuses.
@@ -118,6 +127,9 @@ def build_tensorrt(
         timing_cache: file with kernel timings, read if it fits this GPU and version, and written after the build.
         workspace_mib: most GPU memory a kernel may use while it runs, in MiB; None leaves TensorRT's own limit.
 
+    Returns:
+        The engine.
+
     Raises:
         InputError: a file that the parser or builder refuses.
         CannotRunHere: TensorRT is missing or a placeholder, or there is no GPU that runs INT8.
@@ -142,6 +154,9 @@ def build_tensorrt(
 
 def gpu_for_tensorrt() -> Gpu:
     """The GPU that TensorRT would build for and run on.
+
+    Returns:
+        The driver's first GPU.
 
     Raises:
         CannotRunHere: there is none, or it is older than INT8 tensor cores.

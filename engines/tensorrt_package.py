@@ -37,6 +37,12 @@ class Messages:
 def load(name: TensorRTName) -> ModuleType:
     """Import the package.
 
+    Args:
+        name: of the runtime.
+
+    Returns:
+        The module.
+
     Raises:
         CannotRunHere: it is not installed, its libraries do not load, it is a placeholder without a builder, or it
             is older than strongly typed networks.
@@ -67,6 +73,9 @@ def load(name: TensorRTName) -> ModuleType:
 def rtx_sms() -> tuple[int, ...]:
     """GPU architectures that the installed TensorRT-RTX builds for, such as (75, 80, 86, 89, 120, 121).
 
+    Returns:
+        Compute capabilities as whole numbers, rising.
+
     Raises:
         CannotRunHere: tensorrt_rtx is missing.
     """
@@ -79,6 +88,12 @@ def open_log(name: TensorRTName) -> tuple[object, Messages]:
 
     A process keeps the first logger that any builder or runtime was made with and ignores later ones, so there is
     one a package; it forgets what it heard before.
+
+    Args:
+        name: of the runtime.
+
+    Returns:
+        The logger, for Builder, OnnxParser and Runtime; and what it hears.
 
     Raises:
         CannotRunHere: as `load`.

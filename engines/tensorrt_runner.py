@@ -34,6 +34,9 @@ def open_engine(folder: Path, onnx_sha256: str | None = None) -> TensorRTRunner:
         folder: `engines/NAME`, as `faq-deploy build` leaves it.
         onnx_sha256: of the ONNX file that it must have been built from; None to take the record's word.
 
+    Returns:
+        A runner; close it after use.
+
     Raises:
         InputError: the engine is missing, changed, built from another file, or of another runtime.
         CannotRunHere: no GPU, another one, or another version of the runtime.

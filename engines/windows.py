@@ -47,6 +47,9 @@ def pool_of(attributes: Mapping[str, Attribute], kernel: Sequence[int], size: Se
         kernel: height and width of a window.
         size: height and width of the image.
 
+    Returns:
+        The windows, with their number.
+
     Raises:
         Refused: automatic padding, windows that are not two-dimensional, or an image smaller than one window.
     """
@@ -127,6 +130,9 @@ def pooled_max(x: IntArray, pool: Pool) -> IntArray:
     Args:
         x: codes, shape (N, C, H, W).
         pool: the windows.
+
+    Returns:
+        int64, shape (N, C, output height, output width).
 
     Raises:
         Refused: a window lies wholly in the padding.

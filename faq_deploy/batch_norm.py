@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from faq_deploy.graph import WEIGHTED, Graph, Node
+from faq_deploy.graph import WEIGHTED, Graph, Node, Setting
 
 __all__ = ["BatchNormMode", "fold"]
 
@@ -88,5 +88,11 @@ def _as_depthwise(node: Node, state: dict[str, Tensor]) -> Node:
     a, c = _affine(node, state)
     state[f"{node.name}.weight"] = a.float().reshape(-1, 1, 1, 1)
     state[f"{node.name}.bias"] = c.float()
-    settings = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": len(a), "affine": True}
+    settings: dict[str, Setting] = {
+        "stride": [1, 1],
+        "padding": [0, 0],
+        "dilation": [1, 1],
+        "groups": len(a),
+        "affine": True,
+    }
     return Node(node.name, "conv", node.inputs, settings, node.source)

@@ -41,7 +41,7 @@ class ActivationRange:
     exponent: int
     waste: float
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, float | int | str | bool]:
         """For JSON."""
         return asdict(self)
 

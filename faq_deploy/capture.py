@@ -134,7 +134,7 @@ class _Capture:
         else:
             table: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = (
                 _METHODS if node.op == "call_method" else _FUNCTIONS
-            )  # type: ignore[assignment]
+            )
             if target not in table:
                 raise unsupported(node, _name_of(target))
             kind, names = table[target]
@@ -174,7 +174,7 @@ class _Capture:
 
     def _functional_weights(self, node: fx.Node) -> None:
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        arguments: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
         weight, bias = (self._parameter(arguments.get(key)) for key in ("weight", "bias"))
         if weight is None:
             raise unsupported(node, f"{_name_of(node.target)} with a computed weight")
@@ -186,7 +186,7 @@ class _Capture:
             module = nn.Conv2d(
                 weight.shape[1] * groups,
                 weight.shape[0],
-                tuple(weight.shape[2:]),
+                (weight.shape[2], weight.shape[3]),
                 arguments.get("stride", 1),
                 arguments.get("padding", 0),
                 arguments.get("dilation", 1),

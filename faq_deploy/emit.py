@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
 
 from faq_deploy.fixed_point import step_size
 from faq_deploy.graph import Graph, Node
@@ -89,10 +88,11 @@ class Emitter:
         result = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", *output_shape])
         return helper.make_graph(self.nodes, "faq_deploy", [source], [result], list(self.initializers.values()))
 
-    def op(self, kind: str, inputs: Sequence[str], output: str, **attributes: object) -> str:
+    def op(self, kind: str, inputs: Sequence[str], output: str, **attributes: int | list[int]) -> str:
         """Add a node; it takes the name of its output without the suffix."""
         name = output.partition(".")[0] if kind in {"Conv", "Gemm"} else output
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=name, **attributes))
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=name))
+        self.nodes[-1].attribute.extend(helper.make_attribute(key, value) for key, value in sorted(attributes.items()))
         return output
 
     def constant(self, name: str, value: Array) -> str:
@@ -188,10 +188,10 @@ def _weighted(out: Emitter, node: Node) -> None:
     out.tensor[name] = _product(out, node, layer, inputs)
 
 
-def _bias(out: Emitter, layer: WeightedLayer, name: str, bias: Array, weight_scale: Array) -> str:
+def _bias(out: Emitter, layer: WeightedLayer, name: str, bias: Array, weight_scale: npt.NDArray[np.float32]) -> str:
     if out.target != "onnxruntime":
         return out.constant(f"{name}.bias", bias.astype(np.float32))
-    scale = np.broadcast_to(weight_scale * float(step_size(layer.input_exponent)), bias.shape).astype(np.float32)
+    scale = np.broadcast_to(weight_scale * np.float32(step_size(layer.input_exponent)), bias.shape).astype(np.float32)
     codes = out.constant(f"{name}.bias_codes", np.rint(bias.astype(np.float64) / scale).astype(np.int32))
     step = out.constant(f"{name}.bias_scale", np.ascontiguousarray(scale))
     zero = out.constant(f"{name}.bias_zero_point", np.zeros(scale.shape, np.int32))
@@ -274,7 +274,7 @@ def _avg_pool(out: Emitter, node: Node) -> None:
     )
 
 
-def _window(node: Node) -> dict[str, object]:
+def _window(node: Node) -> dict[str, int | list[int]]:
     return {
         "kernel_shape": node.integers("kernel"),
         "strides": node.integers("stride"),

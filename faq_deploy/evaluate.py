@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -50,7 +50,7 @@ class EvalOptions:
     code_images: int = 64
     reference_images: int = 64
     engines: Sequence[str] | None = None
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     on_bad: OnBad = "error"
 
 

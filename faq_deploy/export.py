@@ -14,7 +14,7 @@ import onnx
 import torch
 from onnx import helper
 
-from engines.errors import FaqError, InputError
+from engines.errors import FaqError
 from engines.files import atomic_path
 from engines.lint import lint
 from engines.ort import OrtRunner

@@ -53,12 +53,12 @@ class FixedPoint:
         """Lowest code."""
         if not self.signed:
             return 0
-        return -(2 ** (self.bits - 1)) + int(self.narrow)
+        return -(1 << (self.bits - 1)) + int(self.narrow)
 
     @property
     def max_code(self) -> int:
         """Highest code."""
-        return int(2 ** (self.bits - int(self.signed)) - 1)
+        return (1 << (self.bits - int(self.signed))) - 1
 
     @property
     def magnitude_bits(self) -> int:
@@ -109,7 +109,7 @@ class _StraightThroughWeight(torch.autograd.Function):
         return codes.mul_(step_size(exponent))
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return gradient, None, None, None
 
 
@@ -117,7 +117,7 @@ class _ClippedActivation(torch.autograd.Function):
     """ReLU (or signed clip) and quantizer in one pass; the gradient passes inside the clip range only."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: torch.autograd.function.FunctionCtx,
         x: Tensor,
         exponent: Tensor,
@@ -132,9 +132,7 @@ class _ClippedActivation(torch.autograd.Function):
         return (x * step_size(-exponent)).round_().clamp_(min_code, max_code).mul_(step)
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return gradient * inside, None, None, None, None
 
@@ -147,9 +145,7 @@ def quantize_weight(weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tenso
         exponent: int32, broadcastable to `weight` (per tensor or per output channel).
         grid: the codes.
     """
-    result: Tensor = _StraightThroughWeight.apply(  # type: ignore[no-untyped-call]
-        weight, exponent, float(grid.min_code), float(grid.max_code)
-    )
+    result: Tensor = _StraightThroughWeight.apply(weight, exponent, float(grid.min_code), float(grid.max_code))
     return result
 
 
@@ -165,7 +161,7 @@ def quantize_activation(x: Tensor, exponent: Tensor, grid: FixedPoint, max_code:
     Source: paper 3.2 and 3.3; A25.
     """
     top = grid.max_code + 1 if max_code is None else max_code
-    result: Tensor = _ClippedActivation.apply(  # type: ignore[no-untyped-call]
+    result: Tensor = _ClippedActivation.apply(
         x, exponent, float(grid.min_code), float(grid.max_code if max_code is None else max_code), float(top)
     )
     return result
@@ -198,7 +194,7 @@ def weight_exponents(
     flat = [w.detach().flatten(1) if per_channel else w.detach().reshape(1, -1) for w in weights]
     sizes = [len(w) for w in flat]
     steps = torch.cat([_wanted_step(w, g, r, sigma_factor) for w, g, r in zip(flat, grids, rules, strict=True)])
-    found = ceil_log2(steps).clamp_(MIN_EXPONENT, MAX_EXPONENT).split(sizes)
+    found = torch.split(ceil_log2(steps).clamp_(MIN_EXPONENT, MAX_EXPONENT), sizes)
     return [
         _least_squares(w, e, g) if rule == "mse" else e for w, e, g, rule in zip(flat, found, grids, rules, strict=True)
     ]

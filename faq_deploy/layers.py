@@ -72,7 +72,7 @@ class ActivationQuantizer(nn.Module):
             self.top_code = min(self.top_code, round(self.cap * 2.0 ** -int(self.exponent)))
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args, **kwargs)
         self._load_top_code()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from torch import Tensor, fx, nn
@@ -40,9 +40,9 @@ def layer_state(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in kept.items() if isinstance(value, Tensor)}
 
 
-def _pair(value: object) -> list[int]:
-    items = list(value) if isinstance(value, (tuple, list)) else [value, value]
-    return [int(v) for v in (items * 2 if len(items) == 1 else items)]
+def _pair(value: int | Sequence[int]) -> list[int]:
+    items = [value, value] if isinstance(value, int) else list(value)
+    return items * 2 if len(items) == 1 else items
 
 
 def _conv(node: fx.Node, module: nn.Module, shape: TensorShape) -> Made:
@@ -57,6 +57,7 @@ def _conv(node: fx.Node, module: nn.Module, shape: TensorShape) -> Made:
             raise unsupported(node, "padding='same' with an even kernel")
         padding = [t // 2 for t in total]
     else:
+        assert not isinstance(module.padding, str)
         padding = _pair(module.padding)
     return "conv", {
         "stride": _pair(module.stride),
@@ -166,9 +167,8 @@ def _identity(node: fx.Node, module: nn.Module, shape: TensorShape) -> Made:
     return None
 
 
-def _optional_pair(size: object) -> list[int | None]:
-    items = list(size) if isinstance(size, (tuple, list)) else [size, size]
-    return [None if s is None else int(s) for s in items]
+def _optional_pair(size: int | Sequence[int | None] | None) -> list[int | None]:
+    return [size, size] if size is None or isinstance(size, int) else list(size)
 
 
 # first match wins, so subclasses stand before their bases

@@ -170,8 +170,8 @@ def _layer(node: Node, state: Mapping[str, Tensor], per_channel: bool, batch_nor
         window = {key: node.integers(key) for key in keys}
         return QuantizedConv(weight, bias, grid, per_channel, **window, groups=node.integer("groups"))
     if node.kind == "batch_norm":
-        keys = ("weight", "bias", "running_mean", "running_var")
-        gamma, beta, mean, var = (state[f"{node.name}.{key}"].clone() for key in keys)
+        tensors = ("weight", "bias", "running_mean", "running_var")
+        gamma, beta, mean, var = (state[f"{node.name}.{key}"].clone() for key in tensors)
         eps, momentum = node.settings["eps"], node.settings["momentum"]
         assert isinstance(eps, float) and isinstance(momentum, float) and batch_norm != "fold"
         return QuantizedBatchNorm(gamma, beta, mean, var, eps=eps, momentum=momentum, constants=batch_norm)

@@ -21,7 +21,6 @@ from faq_deploy.augment import TrainingData, epoch_order, steps_per_epoch, train
 from faq_deploy.calibrate import ActivationRange, calibrate
 from faq_deploy.data import Splits, calibration_indices
 from faq_deploy.finetune import FinetuneResult, finetune
-from faq_deploy.net import QuantizedNet
 from faq_deploy.progress import TrainingReporter
 from faq_deploy.recipe import Recipe, dump_toml
 from faq_deploy.rewrite import rewrite

@@ -24,7 +24,7 @@ class _StraightThrough(torch.autograd.Function):
         return replaced
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -89,7 +89,7 @@ class QuantizedBatchNorm(nn.Module):
         grid = self.bias_step(a.detach())
         # the division is exact up to rounding of c/grid; the product with the integer code is exact
         codes = (c.detach() / grid).round_().clamp_(-(2**31), 2**31 - 1)
-        replaced: Tensor = _StraightThrough.apply(c, codes * grid)  # type: ignore[no-untyped-call]
+        replaced: Tensor = _StraightThrough.apply(c, codes * grid)
         return a, replaced
 
     def bias_step(self, a: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ import torch
 from engines.errors import CannotRunHere, InputError
 from engines.files import sha256_of, write_atomic
 from engines.image_batches import BadImages, OnBad
+from engines.image_files import ClassOrder
 from engines.preprocess import Preprocessing
 from engines.run_folder import RunFolder
 from faq_deploy import __version__
 from faq_deploy.checkpoint import recipe_differences
-from faq_deploy.data import ClassOrder, Splits, default_preprocessing, open_data
+from faq_deploy.data import Splits, default_preprocessing, open_data
 from faq_deploy.evaluate import EvalOptions, evaluate, load_run
 from faq_deploy.export import ExportResult, export_onnx
 from faq_deploy.models import LoadedModel, load_model
@@ -190,7 +191,7 @@ def reopen_data(facts: dict[str, object], net: NetFacts, instead: str | None = N
         preprocessing=net.preprocessing,
         train_fraction=fraction if isinstance(fraction, float) else None,
         seed=seed if isinstance(seed, int) else 0,
-        class_order=order if order in ("numeric", "lexical") else None,  # type: ignore[arg-type]
+        class_order=order if order in ("numeric", "lexical") else None,
         classes=net.classes,
     )
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["Block", "InPlaceSkip", "Inverted", "PreActivation", "Small", "with_statistics"]
+
+_Net = TypeVar("_Net", bound=nn.Module)
 
 
 class Block(nn.Module):
@@ -31,7 +35,8 @@ class Block(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         y += skip
-        return self.relu(y)
+        result: Tensor = self.relu(y)
+        return result
 
 
 class Small(nn.Module):
@@ -48,7 +53,8 @@ class Small(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
         x = self.blocks(self.pool(F.relu(self.bn(self.stem(x)))))
-        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return logits
 
 
 class PreActivation(nn.Module):
@@ -69,7 +75,8 @@ class PreActivation(nn.Module):
         x = torch.cat([x, self.conv1(F.relu(self.bn1(x)))], 1)
         x = torch.cat([x, self.conv2(F.relu(self.bn2(x)))], 1)
         x = F.avg_pool2d(self.squeeze(F.relu(self.bn3(x))), 2)
-        return self.fc(F.relu(self.bn4(x)).mean((2, 3)))
+        logits: Tensor = self.fc(F.relu(self.bn4(x)).mean((2, 3)))
+        return logits
 
 
 class Inverted(nn.Module):
@@ -91,7 +98,8 @@ class Inverted(nn.Module):
         """Logits."""
         x = self.reduce(self.stem(x))
         x = x + self.project(self.depthwise(self.expand(x)))
-        return self.classifier(F.adaptive_avg_pool2d(self.head(x), 1).flatten(1))
+        logits: Tensor = self.classifier(F.adaptive_avg_pool2d(self.head(x), 1).flatten(1))
+        return logits
 
 
 class InPlaceSkip(nn.Module):
@@ -117,10 +125,11 @@ class InPlaceSkip(nn.Module):
         else:
             y = self.conv(x.clamp_(0))
         y += x
-        return self.fc(y.mean((2, 3)))
+        logits: Tensor = self.fc(y.mean((2, 3)))
+        return logits
 
 
-def with_statistics(model: nn.Module, seed: int = 0, size: int = 16) -> nn.Module:
+def with_statistics(model: _Net, seed: int = 0, size: int = 16) -> _Net:
     """The model in eval mode with random affine constants (some negative) and measured statistics."""
     torch.manual_seed(seed)
     for module in model.modules():

@@ -36,7 +36,9 @@ def test_each_batch_norm_keeps_its_own_eps() -> None:
     bn.running_var.fill_(0.01)
     _, state = fold(*capture(model.eval(), images()), "fold")
     (name,) = [key for key in state if key.endswith("weight")]
-    ratio = state[name] / model[0].weight.detach()  # type: ignore[operator, union-attr]
+    conv = model[0]
+    assert isinstance(conv, nn.Conv2d)
+    ratio = state[name] / conv.weight.detach()
     assert torch.allclose(ratio, torch.full_like(ratio, (0.01 + 0.5) ** -0.5))
 
 
@@ -46,12 +48,14 @@ def test_kept_batch_norm_takes_over_the_convolutions_bias(mode: str) -> None:
     graph, state = fold(*capture(model, images()), mode)  # type: ignore[arg-type]
     conv, norm = (next(n.name for n in graph if n.kind == kind) for kind in ("conv", "batch_norm"))
     assert f"{conv}.bias" not in state
-    assert torch.equal(state[f"{norm}.running_mean"], -model[0].bias.detach())  # type: ignore[operator, union-attr]
+    layer = model[0]
+    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+    assert torch.equal(state[f"{norm}.running_mean"], -layer.bias.detach())
 
 
 def test_sync_batch_norm_is_a_batch_norm() -> None:
     plain = with_statistics(Small())
-    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain)).eval()
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain)).eval()  # type: ignore[no-untyped-call]
     first, second = (quantized_net(m, make_recipe()).net for m in (plain, synced))
     assert torch.equal(first(images()), second(images()))
 
@@ -71,7 +75,7 @@ def test_paper_constants_lie_on_their_grids() -> None:
 def test_fit_exponent_reaches_the_largest_multiplier() -> None:
     model = with_statistics(Small())
     with torch.no_grad():
-        model.bn.weight[0] = 100.0  # type: ignore[index, union-attr]
+        model.bn.weight[0] = 100.0
     net = quantized_net(model, make_recipe("paper", 8, "fit")).net
     norm = net.layers["bn"]
     assert isinstance(norm, QuantizedBatchNorm)

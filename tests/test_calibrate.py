@@ -67,7 +67,7 @@ def test_exponents_stay_fixed_while_weights_train() -> None:
     weights = {name: layer.weight_exponent.clone() for name, layer in net.weighted().items()}
     with torch.no_grad():
         for layer in net.weighted().values():
-            layer.weight *= 8
+            layer.weight.mul_(8)
     net.refresh()
     assert {name: int(q.exponent) for name, q in net.quantizers().items()} == before
     assert all(
@@ -79,7 +79,7 @@ def test_weight_exponents_are_frozen_in_eval() -> None:
     net = quantized_net(with_statistics(Small()), make_recipe()).net
     before = net.weighted()["stem"].weight_exponent.clone()
     with torch.no_grad():
-        net.weighted()["stem"].weight *= 100
+        net.weighted()["stem"].weight.mul_(100)
     net(images())
     assert torch.equal(net.weighted()["stem"].weight_exponent, before)
 
@@ -107,8 +107,8 @@ def test_dead_activation_has_a_defined_step() -> None:
     torch.manual_seed(0)
     model = with_statistics(Small())
     with torch.no_grad():
-        model.bn.weight.zero_()  # type: ignore[union-attr, operator]
-        model.bn.bias.fill_(-1.0)  # type: ignore[union-attr, operator]
+        model.bn.weight.zero_()
+        model.bn.bias.fill_(-1.0)
     net, ranges = run(model, [images()], CalibrationSection())
     dead = next(r for r in ranges if r.name == "relu")
     assert (dead.y, dead.ymax, dead.exponent) == (0.0, 1.0, -7)

@@ -14,7 +14,7 @@ from faq_deploy.capture import capture
 from faq_deploy.graph import Graph
 from faq_deploy.recipe import Recipe, load_recipe
 from faq_deploy.rewrite import rewrite
-from tests.nets import InPlaceSkip, Inverted, PreActivation, Small, with_statistics
+from tests.nets import Block, InPlaceSkip, Inverted, PreActivation, Small, with_statistics
 
 NETS = [Small, PreActivation, Inverted]
 
@@ -116,7 +116,9 @@ def test_batch_statistics_at_inference_are_refused() -> None:
 
 def test_hook_is_refused_by_name() -> None:
     model = with_statistics(Small())
-    model.blocks[0].conv1.register_forward_hook(lambda m, i, o: o * 2)  # type: ignore[union-attr]
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    block.conv1.register_forward_hook(lambda m, i, o: o * 2)
     with pytest.raises(InputError, match=r"blocks\.0\.conv1 has a forward hook"):
         capture(model, images())
 
@@ -124,7 +126,7 @@ def test_hook_is_refused_by_name() -> None:
 def test_nan_weight_is_named() -> None:
     model = with_statistics(Small())
     with torch.no_grad():
-        model.stem.weight[0, 0, 0, 0] = float("nan")  # type: ignore[index, union-attr]
+        model.stem.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match=r"stem\.weight holds NaN"):
         rewrite(model, images(), recipe())
 

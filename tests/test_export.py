@@ -131,7 +131,7 @@ def test_negative_multiplier_flips_codes_and_keeps_a_positive_scale(tmp_path: Pa
     torch.manual_seed(0)
     model = with_statistics(Small())
     with torch.no_grad():
-        model.bn.weight[0], model.bn.weight[1] = -1.0, 0.0  # type: ignore[index, union-attr]
+        model.bn.weight[0], model.bn.weight[1] = -1.0, 0.0
     stored = quantized_net(model, make_recipe("paper", 8, "paper"))
     exported = onnx.load(run_export(stored, tmp_path).path)
     codes, own = initializer(exported, "stem.weight_codes"), stored.net.weighted()["stem"].weight_codes().numpy()
@@ -146,9 +146,9 @@ def test_negative_multiplier_flips_codes_and_keeps_a_positive_scale(tmp_path: Pa
 def test_dead_channel_exports_positive_scale(tmp_path: Path) -> None:
     model = with_statistics(Small())
     with torch.no_grad():
-        model.stem.weight[2] = 0.0  # type: ignore[index, union-attr]
-        model.stem.weight[3] = 1e-30  # type: ignore[index, union-attr]
-        model.bn.bias[3] = 2.0  # type: ignore[index, union-attr]
+        model.stem.weight[2] = 0.0
+        model.stem.weight[3] = 1e-30
+        model.bn.bias[3] = 2.0
     stored = quantized_net(model, make_recipe())
     result = run_export(stored, tmp_path)
     exported = onnx.load(result.path)
@@ -175,7 +175,9 @@ def test_layer_over_2_to_24_is_named(tmp_path: Path) -> None:
     torch.manual_seed(0)
     wide = nn.Sequential(nn.Conv2d(3, 2048, 1), nn.ReLU(), nn.Conv2d(2048, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with torch.no_grad():
-        wide[2].weight.fill_(1.0)
+        last = wide[2]
+        assert isinstance(last, nn.Conv2d)
+        last.weight.fill_(1.0)
     stored = quantized_net(wide.eval(), make_recipe("paper"))
     over = [b for b in certificate(stored.net) if not b.proven]
     assert len(over) == 1

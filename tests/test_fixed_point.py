@@ -92,7 +92,7 @@ def test_ties_go_to_even() -> None:
 def test_activation_gradient_passes_inside_the_range_only() -> None:
     x = torch.tensor([-1.0, 0.0, 0.1, 1.0, 14.9, 15.9, 16.0, 20.0], requires_grad=True)
     y = quantize_activation(x, _exponent(0), FixedPoint(4, False))
-    y.sum().backward()
+    y.sum().backward()  # type: ignore[no-untyped-call]
     assert y.tolist() == [0, 0, 0, 1, 15, 15, 15, 15]
     assert x.grad is not None
     assert x.grad.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]  # the range is (0, ymax), ymax = 2^(l+b) = 16
@@ -100,7 +100,7 @@ def test_activation_gradient_passes_inside_the_range_only() -> None:
 
 def test_signed_activation_gradient_passes_on_both_sides() -> None:
     x = torch.tensor([-130.0, -127.9, 0.0, 127.9, 128.0], requires_grad=True)
-    quantize_activation(x, _exponent(0), FixedPoint(8, True)).sum().backward()
+    quantize_activation(x, _exponent(0), FixedPoint(8, True)).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
 
@@ -108,7 +108,7 @@ def test_signed_activation_gradient_passes_on_both_sides() -> None:
 def test_capped_activation_stops_at_its_cap() -> None:
     x = torch.tensor([5.9, 6.0, 7.0], requires_grad=True)
     y = quantize_activation(x, _exponent(-4), FixedPoint(7, False), max_code=96)
-    y.sum().backward()
+    y.sum().backward()  # type: ignore[no-untyped-call]
     assert y.tolist() == [94 / 16, 6, 6]
     assert x.grad is not None
     assert x.grad.tolist() == [1, 0, 0]
@@ -117,7 +117,7 @@ def test_capped_activation_stops_at_its_cap() -> None:
 def test_weight_gradient_is_never_masked() -> None:
     w = torch.tensor([-500.0, 0.3, 500.0], requires_grad=True)
     y = quantize_weight(w, _exponent(0), W8)
-    (y * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    (y * torch.tensor([1.0, 2.0, 3.0])).sum().backward()  # type: ignore[no-untyped-call]
     assert y.tolist() == [-127, 0, 127]
     assert w.grad is not None
     assert w.grad.tolist() == [1, 2, 3]

@@ -323,6 +323,22 @@ def test_external_data_has_the_findings_of_its_embedded_twin(trt: onnx.ModelProt
     onnx.save(bad, apart, save_as_external_data=True, location="weights.bin", size_threshold=0)
     assert lint(load_model(apart)) == embedded
     assert [finding.rule for finding in embedded] == ["scale-positive"]
-    (apart.parent / "weights.bin").unlink()
-    with pytest.raises(InputError, match=r"model\.onnx"):
-        load_model(apart)
+
+
+@pytest.mark.parametrize("location", ["absent.bin", "../outside.bin", "short.bin"])
+def test_external_data_that_is_missing_short_or_outside_is_refused(
+    trt: onnx.ModelProto, location: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "folder" / "model.onnx"
+    path.parent.mkdir()
+    onnx.save(trt, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    content = (path.parent / "weights.bin").read_bytes()
+    (tmp_path / "outside.bin").write_bytes(content)
+    (path.parent / "short.bin").write_bytes(content[: len(content) // 2])
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match=r"model\.onnx keeps weights in another file that could not be read"):
+        load_model(path)

@@ -52,7 +52,7 @@ def three_ways(model: onnx.ModelProto, batch: npt.NDArray[np.float32]) -> dict[s
     return codes
 
 
-@settings(max_examples=400)
+@settings(max_examples=24)
 @given(
     target=st.sampled_from(["tensorrt", "onnxruntime"]),
     seed=st.integers(0, 2**32 - 1),

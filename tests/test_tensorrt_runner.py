@@ -6,12 +6,14 @@ The first part runs on stand-ins for pycuda and TensorRT; what is marked `gpu` r
 from __future__ import annotations
 
 import concurrent.futures
+import ctypes
 import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -248,6 +250,24 @@ def test_onnxruntime_folder_is_not_opened_as_an_engine(tmp_path: Path) -> None:
     build_onnx_file(model, tmp_path / "engines", ["onnxruntime"], [], Profile(), version="0.1.0")
     with pytest.raises(InputError, match="is an onnxruntime engine"):
         open_engine(tmp_path / "engines" / "onnxruntime")
+
+
+@pytest.mark.parametrize("pushes", [True, False], ids=["pycuda leaves its push", "pycuda cleans up"])
+def test_letting_go_of_the_context_leaves_the_stack_as_it_was(monkeypatch: pytest.MonkeyPatch, pushes: bool) -> None:
+    stack = [5]  # another library's context
+
+    def get_current(handle: Any) -> int:
+        handle._obj.value = stack[-1]
+        return 0
+
+    def pop(handle: Any) -> int:
+        handle._obj.value = stack.pop()
+        return 0
+
+    library = SimpleNamespace(cuCtxGetCurrent=get_current, cuCtxPopCurrent_v2=pop)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    tensorrt_runner._detach(SimpleNamespace(detach=lambda: stack.append(7) if pushes else None))
+    assert stack == [5]
 
 
 @pytest.mark.gpu
