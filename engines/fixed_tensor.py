@@ -52,7 +52,13 @@ class FixedTensor:
 
 
 def from_floats(values: npt.NDArray[np.generic]) -> FixedTensor:
-    """Float16, float32 or integer values as odd codes with one exponent per element; every finite float is dyadic.
+    """Numbers as codes and exponents; every finite float is an integer times a power of two.
+
+    Args:
+        values: float16, float32, or integers below 2^53; any shape.
+
+    Returns:
+        Odd codes, or 0, with one exponent per element.
 
     Raises:
         Refused: NaN or infinity.
@@ -73,6 +79,12 @@ def to_float32(tensor: FixedTensor) -> FloatArray:
 
     A float64 quotient in between does no harm: with codes below 2^53 and a divisor below 2^28, a quotient that is not
     exactly half way between two float32 is further from the half than float64 rounds.
+
+    Args:
+        tensor: any shape.
+
+    Returns:
+        float32 of the same shape.
 
     Raises:
         Refused: a code has more than 53 bits.
@@ -114,7 +126,14 @@ def round_half_even(tensor: FixedTensor, exponent: IntArray) -> IntArray:
 
 
 def aligned(a: FixedTensor, b: FixedTensor) -> tuple[IntArray, IntArray, IntArray, int]:
-    """Both operands in units of one grid: codes of a, codes of b, the exponent and the divisor they share.
+    """Both operands in units of one grid.
+
+    Args:
+        a: one operand.
+        b: the other; their shapes broadcast.
+
+    Returns:
+        Codes of a, codes of b, and the exponent and the divisor that they share.
 
     Raises:
         Refused: the two grids are too far apart.
@@ -132,7 +151,14 @@ def aligned(a: FixedTensor, b: FixedTensor) -> tuple[IntArray, IntArray, IntArra
 
 
 def add(a: FixedTensor, b: FixedTensor) -> FixedTensor:
-    """a + b, broadcast.
+    """a + b.
+
+    Args:
+        a: one operand.
+        b: the other; their shapes broadcast.
+
+    Returns:
+        The exact sum.
 
     Raises:
         Refused: the two grids are too far apart.
@@ -142,7 +168,14 @@ def add(a: FixedTensor, b: FixedTensor) -> FixedTensor:
 
 
 def multiply(a: FixedTensor, b: FixedTensor) -> FixedTensor:
-    """a x b, broadcast.
+    """a x b.
+
+    Args:
+        a: one operand.
+        b: the other; their shapes broadcast.
+
+    Returns:
+        The exact product.
 
     Raises:
         Refused: a product does not fit.
@@ -153,6 +186,13 @@ def multiply(a: FixedTensor, b: FixedTensor) -> FixedTensor:
 
 def times(codes: IntArray, factor: int) -> IntArray:
     """codes x factor.
+
+    Args:
+        codes: int64, any shape.
+        factor: a positive integer.
+
+    Returns:
+        int64; `codes` itself where the factor is 1.
 
     Raises:
         Refused: a product does not fit.
@@ -170,7 +210,14 @@ def divided(tensor: FixedTensor, count: int) -> FixedTensor:
 
 
 def on_one_grid(tensor: FixedTensor, axis: int | None = None) -> FixedTensor:
-    """The same values with one exponent for the tensor, or one per index of `axis`.
+    """The same values with fewer exponents.
+
+    Args:
+        tensor: any shape.
+        axis: keep one exponent for each of its indices; None keeps one for the tensor.
+
+    Returns:
+        Codes in units of the finest grid that was in use.
 
     Raises:
         Refused: the exponents are too far apart.

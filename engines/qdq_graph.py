@@ -133,6 +133,12 @@ def read_graph(model: onnx.ModelProto) -> QdqGraph:
 def zero_points(graph: QdqGraph) -> dict[str, int]:
     """Zero point of each tensor named `*.codes`, from the DequantizeLinear that reads it.
 
+    Args:
+        graph: the graph.
+
+    Returns:
+        Zero point by tensor name, in the order of `graph.code_names`.
+
     Raises:
         InputError: no DequantizeLinear reads the codes, or its zero point is not one constant number.
     """

@@ -270,7 +270,8 @@ def _avg_pool(out: Emitter, node: Node) -> None:
         [out.tensor[node.inputs[0]]],
         f"{node.name}.out",
         **_window(node),
-        count_include_pad=int(bool(node.settings["count_include_pad"])),
+        # without padding it says nothing, and optimized onnxruntime gets ceil_mode wrong with it
+        count_include_pad=int(bool(node.settings["count_include_pad"]) and any(node.integers("padding"))),
     )
 
 

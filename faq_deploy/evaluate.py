@@ -120,8 +120,9 @@ def evaluate(
         f"{t.name}: {t.differing} of {t.compared} codes differ, first in {t.first}" for t in others if t.differing
     ]
     facts = loaded.quantized.facts
-    if facts.kept == "best":
-        warnings.append(f"the weights are those of the best validation top-1 (epoch {facts.epoch})")
+    if facts.epoch:
+        which = f"The weights are those of the {facts.kept} epoch ({facts.epoch})."
+        verdict = verdict.model_copy(update={"sentences": [*verdict.sentences, which]})
     return Report(
         faq_deploy=__version__,
         created=datetime.now(UTC).replace(microsecond=0),

@@ -146,7 +146,8 @@ class QuantizedNet(nn.Module):
             if layer.bias is not None:
                 floor = bias_floor(layer.bias, layer.input_exponent)
                 exponent = torch.maximum(exponent, floor if self.per_channel else floor.amax())
-            layer.weight_exponent.copy_(exponent)
+            # a channel 2^24 times smaller than its neighbours is dead: fp32 could not add it to them either
+            layer.weight_exponent.copy_(torch.maximum(exponent, exponent.amax() - 24))
         for node in self.graph:
             norm = self.layers[node.name] if node.kind == "batch_norm" else None
             if isinstance(norm, QuantizedBatchNorm):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from engines.errors import CannotRunHere, InputError
-from engines.files import sha256_of, write_atomic
+from engines.files import sha256_of
 from engines.image_batches import BadImages, OnBad
 from engines.image_files import ClassOrder
 from engines.preprocess import Preprocessing
@@ -24,7 +24,7 @@ from faq_deploy.models import LoadedModel, load_model
 from faq_deploy.progress import TrainingReporter
 from faq_deploy.quantize import QuantizeResult, begin_run, calibrate_run, finetune_run, prepare_folder
 from faq_deploy.recipe import Recipe, dump_toml, load_recipe, override, resolved
-from faq_deploy.report import write_html
+from faq_deploy.report import write_html, write_json
 from faq_deploy.report_model import Report
 from faq_deploy.samples import load_samples
 from faq_deploy.stored_net import NetFacts, load_net
@@ -250,7 +250,7 @@ def evaluate_verb(
     splits = reopen_data(loaded.data, loaded.quantized.facts, data)
     total = len(splits.val)
     report = evaluate(loaded, splits.val, splits.description, options, on_images=lambda count: on_images(count, total))
-    write_atomic(run / "report.json", report.model_dump_json(indent=2) + "\n")
+    write_json(report, run / "report.json")
     write_html(report, run / "report.html")
     run.record(
         "eval", version=__version__, inputs=["model.onnx", "quantized.pt"], outputs=["report.json", "report.html"]

@@ -136,7 +136,7 @@ def test_transparent_palette_drops_its_transparency_without_a_warning(recwarn: p
 
 @pytest.mark.parametrize("spec", [PLAIN, GREY], ids=["RGB", "L"])
 @pytest.mark.parametrize(
-    ("file_format", "dtype"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2"), ("PPM", "<u2"), (None, "<i4")]
+    ("file_format", "dtype"), [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2"), ("PPM", "<i4"), (None, "<i4")]
 )
 def test_sixteen_bits_equal_the_eight_bit_twin(file_format: str | None, dtype: str, spec: Preprocessing) -> None:
     ramp = np.tile(np.arange(256), (16, 1))

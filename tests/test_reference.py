@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
 from engines.errors import InputError
-from engines.fixed_tensor import FixedTensor, Refused, add, divided, from_floats, round_half_even, to_float32
 from engines.ort import OrtRunner
 from engines.parity import compare_codes
 from engines.reference import ReferenceRunner
-from engines.windows import Pool, convolve, product
+from tests.onnx_checks import three_ways
 from tests.onnx_nets import Target, around, constant_of, images, residual_net, saved, with_constant
-
-CODES = st.integers(-(2**40), 2**40)
-
-
-def fixed(code: int, exponent: int, divisor: int = 1) -> FixedTensor:
-    tensor = FixedTensor(np.array([code], np.int64), np.array(exponent, np.int64))
-    return divided(tensor, divisor)
-
-
-def exact(tensor: FixedTensor) -> list[Fraction]:
-    exponents = np.broadcast_to(tensor.exponent, tensor.codes.shape).reshape(-1).tolist()
-    return [
-        Fraction(code) * Fraction(2) ** exponent / tensor.divisor
-        for code, exponent in zip(tensor.codes.reshape(-1).tolist(), exponents, strict=True)
-    ]
-
-
-def three_ways(model: onnx.ModelProto, batch: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.int64]]:
-    """Codes of the reference, after asserting that onnxruntime has the same, optimized or not."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = saved(model, Path(folder))
-        reference = ReferenceRunner(path)
-        codes = reference.codes(batch)
-        for oracle in (True, False):
-            other = OrtRunner(path, oracle=oracle, threads=1, with_codes=True).codes(batch)
-            parity = compare_codes(codes, other, reference.code_names)
-            assert parity.differing == 0, (oracle, parity)
-            assert np.array_equal(codes["logits"], other["logits"]), oracle
-    return codes
 
 
 @settings(max_examples=24)
@@ -109,151 +76,6 @@ def test_input_rounds_half_to_even_saturates_and_ignores_the_sign_of_zero() -> N
     values = [0.25, 0.75, -0.25, -0.75, -0.0, 63.5, 64.0, -64.25, -64.75, 1e38]
     codes = three_ways(model, np.array(values, np.float32).reshape(1, 1, 1, 10))
     assert codes["x.codes"].reshape(-1).tolist() == [0, 2, 0, -2, 0, 127, 127, -128, -128, 127]
-
-
-@given(code=CODES, exponent=st.integers(-40, 10), target=st.integers(-20, 20), divisor=st.integers(1, 64))
-def test_rounding_is_half_to_even_of_the_exact_quotient(code: int, exponent: int, target: int, divisor: int) -> None:
-    tensor = fixed(code, exponent, divisor)
-    (value,) = exact(tensor)
-    assert value == Fraction(code) * Fraction(2) ** exponent / divisor
-    try:
-        rounded = round_half_even(tensor, np.array(target, np.int64)).tolist()
-    except Refused:
-        assert exponent - target > 15  # the code would have had more than 60 bits
-    else:
-        assert rounded == [round(value / Fraction(2) ** target)]  # Python rounds a Fraction half to even
-
-
-@pytest.mark.parametrize(
-    ("halves", "divisor", "expected"),
-    [
-        ([-5, -3, -1, 1, 3, 5], 2, [-2, -2, 0, 0, 2, 2]),
-        ([3, 9, 15, -3, -9, 4, 2], 6, [0, 2, 2, 0, -2, 1, 0]),
-        ([24, 25, 73, 74, -25], 49, [0, 1, 1, 2, -1]),
-    ],
-)
-def test_ties_go_to_the_even_code(halves: list[int], divisor: int, expected: list[int]) -> None:
-    tensor = divided(FixedTensor(np.array(halves, np.int64), np.zeros((), np.int64)), divisor)
-    assert round_half_even(tensor, np.zeros((), np.int64)).tolist() == expected
-
-
-@given(code=st.integers(-(2**60), 2**60), shift=st.integers(0, 400))
-def test_steps_far_apart_round_to_zero_not_to_garbage(code: int, shift: int) -> None:
-    expected = round(Fraction(code, 2**shift))
-    assert round_half_even(fixed(code, -shift), np.zeros((), np.int64)).tolist() == [expected]
-
-
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
-def test_every_float32_is_held_exactly(values: list[float]) -> None:
-    array = np.array(values, np.float32)
-    tensor = from_floats(array)
-    assert exact(tensor) == [Fraction(value) for value in array.tolist()]
-    assert np.array_equal(to_float32(tensor), array)
-
-
-@given(code=st.integers(-(2**53), 2**53), divisor=st.integers(1, 2**20))
-def test_outputs_are_rounded_once(code: int, divisor: int) -> None:
-    nearest = to_float32(fixed(code, 0, divisor))
-    value = Fraction(code, divisor)
-    distance = abs(Fraction(float(nearest[0])) - value)
-    for neighbour in (np.nextafter(nearest, np.float32(np.inf)), np.nextafter(nearest, np.float32(-np.inf))):
-        assert distance <= abs(Fraction(float(neighbour[0])) - value)
-
-
-@given(a=CODES, b=CODES, e_a=st.integers(-9, 9), e_b=st.integers(-9, 9), n_a=st.integers(1, 9), n_b=st.integers(1, 9))
-def test_sums_are_exact(a: int, b: int, e_a: int, e_b: int, n_a: int, n_b: int) -> None:
-    left, right = fixed(a, e_a, n_a), fixed(b, e_b, n_b)
-    assert exact(add(left, right)) == [exact(left)[0] + exact(right)[0]]
-
-
-def test_a_dead_channel_on_a_tiny_grid_does_not_push_the_other_side_out() -> None:
-    exponents = np.array([-100, 0], np.int64).reshape(1, 2)
-    dead = FixedTensor(np.array([[0, 3]], np.int64), exponents)
-    other = FixedTensor(np.array([[100, 100]], np.int64), np.zeros((), np.int64))
-    assert exact(add(dead, other)) == [100, 103]
-
-
-def test_grids_too_far_apart_are_refused() -> None:
-    with pytest.raises(Refused, match="60 bits"):
-        add(fixed(1, -100), fixed(1, 0))
-
-
-@pytest.mark.parametrize(("size", "dtype"), [(2**20, np.float64), (2**27, np.int64)])
-def test_large_sums_are_exact_where_float64_would_round(size: int, dtype: type[np.generic]) -> None:
-    rng = np.random.default_rng(0)
-    x, weight = rng.integers(-size, size, (2, 40)), rng.integers(-size, size, (3, 40))
-    expected = [[sum(a * b for a, b in zip(u, v, strict=True)) for v in weight.tolist()] for u in x.tolist()]
-    assert product(x, weight).tolist() == expected
-    pool = Pool((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), (1, 1))
-    assert convolve(x[:, :, None, None], weight[:, :, None, None], pool, 1)[:, :, 0, 0].tolist() == expected
-    if dtype is np.int64:
-        assert (x.astype(float) @ weight.astype(float).T).astype(np.int64).tolist() != expected
-    with pytest.raises(Refused, match="60 bits"):
-        product(x * 2**20, weight * 2**20)
-
-
-WINDOWS = [(3, 2, 1), (2, 2, 0), (3, 3, 1), (2, 3, 1), (3, 1, 1), (3, 2, 0)]
-
-
-@pytest.mark.parametrize("ceil_mode", [0, 1])
-@pytest.mark.parametrize(("kernel", "stride", "pad"), WINDOWS)
-@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
-def test_pools_agree_with_onnxruntime_at_every_border(
-    kind: str, ceil_mode: int, kernel: int, stride: int, pad: int
-) -> None:
-    three_ways(pool_net(kind, kernel, stride, pad, ceil_mode=ceil_mode), small_images())
-
-
-@pytest.mark.parametrize(("kernel", "stride", "pad"), WINDOWS)
-def test_averages_over_the_padding_agree_with_onnxruntime(kernel: int, stride: int, pad: int, tmp_path: Path) -> None:
-    three_ways(pool_net("AveragePool", kernel, stride, pad, count_include_pad=1), small_images())
-    # with ceil_mode too, optimized onnxruntime 1.32 divides by whole windows: lint refuses that, the oracle is right
-    path = saved(pool_net("AveragePool", kernel, stride, pad, ceil_mode=1, count_include_pad=1), tmp_path)
-    codes, oracle = ReferenceRunner(path).codes(small_images()), OrtRunner(path, oracle=True).codes(small_images())
-    assert compare_codes(codes, oracle, ["x.codes", "y.codes"]).differing == 0
-
-
-def pool_net(kind: str, kernel: int, stride: int, pad: int, **more: int) -> onnx.ModelProto:
-    node = helper.make_node(kind, ["x.values"], ["y"])
-    window: dict[str, int | list[int]] = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
-    node.attribute.extend(helper.make_attribute(name, value) for name, value in (window | more).items())
-    return around([node], {}, (2, 5, 6), codes_exponent=-1)
-
-
-def small_images() -> npt.NDArray[np.float32]:
-    return np.random.default_rng(0).integers(-128, 128, (2, 2, 5, 6)).astype(np.float32)
-
-
-def test_average_pool_with_ceil_mode_has_torchs_values() -> None:
-    node = helper.make_node(
-        "AveragePool",
-        ["x.values"],
-        ["y"],
-        kernel_shape=[3, 3],
-        strides=[2, 2],
-        pads=[1] * 4,
-        ceil_mode=1,
-        count_include_pad=1,
-    )
-    batch = np.arange(1, 17, dtype=np.float32).reshape(1, 1, 4, 4)
-    with tempfile.TemporaryDirectory() as folder:
-        values = ReferenceRunner(saved(around([node], {}, (1, 4, 4), codes_exponent=None), Path(folder)))(batch)
-    expected = [14 / 9, 10 / 3, 2, 19 / 3, 11, 6, 4.5, 7.5, 4]
-    assert values.reshape(-1).tolist() == np.array(expected, np.float32).tolist()
-
-
-def test_average_without_the_padding_divides_each_window_by_what_it_holds() -> None:
-    node = helper.make_node("AveragePool", ["x.values"], ["y"], kernel_shape=[3, 3], pads=[1] * 4)
-    batch = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], np.float32).reshape(1, 1, 3, 3)
-    codes = three_ways(around([node], {}, (1, 3, 3), codes_exponent=-1), batch)
-    assert codes["y.codes"].reshape(-1).tolist() == [6, 7, 8, 9, 10, 11, 12, 13, 14]
-
-
-def test_max_pool_of_negative_codes_ignores_its_padding() -> None:
-    node = helper.make_node("MaxPool", ["x.values"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
-    batch = -np.arange(1, 17, dtype=np.float32).reshape(1, 1, 4, 4)
-    codes = three_ways(around([node], {}, (1, 4, 4)), batch)
-    assert codes["y.codes"].reshape(-1).tolist() == [-1, -2, -5, -6]
 
 
 def test_concat_and_add_keep_different_grids_apart() -> None:

@@ -1,0 +1,113 @@
+"""A step of fine-tuning against a step of float training of the same net, on this CPU.
+
+python benchmarks/training_step.py
+python benchmarks/training_step.py --model resnet50 --batch 8 --rounds 3
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else benchmarks/calibration.py hides the package
+
+from benchmarks.common import (
+    Row,
+    goal,
+    interleaved,
+    make_parser,
+    median_ratio,
+    noise,
+    publish,
+    quantized,
+    random_net,
+    recipe_of,
+    this_machine,
+)
+from faq_deploy.net import QuantizedNet
+
+__all__ = ["main"]
+
+_RATIO: Final = 1.15
+_REFRESH_SHARE: Final = 5.0  # percent of a step
+
+
+@dataclass
+class _Step:
+    """One training step of one net, and what `refresh` took in each call."""
+
+    net: nn.Module
+    images: Tensor
+    labels: Tensor
+    refreshes: bool
+    refresh_seconds: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+        self.net.train()
+
+    def __call__(self) -> None:
+        start = time.perf_counter()
+        if self.refreshes and isinstance(self.net, QuantizedNet):
+            self.net.refresh()
+        self.refresh_seconds.append(time.perf_counter() - start)
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.net(self.images), self.labels).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = make_parser("Training step: quantized against float.", rounds=5)
+    parser.add_argument("--model", default="resnet18", help="of torchvision")
+    parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
+    parser.add_argument("--batch", type=int, default=32, help="images in a step")
+    arguments = parser.parse_args()
+    machine = this_machine()
+    images = torch.randn(arguments.batch, 3, arguments.size, arguments.size, generator=torch.Generator().manual_seed(1))
+    labels = torch.randint(1000, (arguments.batch,), generator=torch.Generator().manual_seed(2))
+    model = random_net(arguments.model, images[:8])
+    nets: dict[str, nn.Module] = {
+        "fold, 8 bits": quantized(model, images[:8], recipe_of(8)).net,
+        "fold, 4 bits": quantized(model, images[:8], recipe_of(4)).net,
+        "batch norm as in the paper, 8 bits": quantized(model, images[:8], recipe_of(8, batch_norm="paper")).net,
+    }
+    folded = quantized(model, images[:8], recipe_of(8)).net
+    folded.set_mode("float")
+    steps = {"float": _Step(model, images, labels, refreshes=False)}
+    steps |= {name: _Step(net, images, labels, refreshes=True) for name, net in nets.items()}
+    steps |= {"float, batch norm folded": _Step(folded, images, labels, refreshes=False)}
+    seconds = interleaved(steps, arguments.rounds)
+    rows: list[Row] = []
+    for name, step in steps.items():
+        ratio = median_ratio(seconds[name], seconds["float"])
+        refresh = step.refresh_seconds[-arguments.rounds :]
+        share = 100 * median_ratio(refresh, seconds[name])
+        rows.append(
+            {
+                "net": name,
+                "step, s": statistics.median(seconds[name]),
+                "+-, %": 100 * noise(seconds[name]),
+                "by float": ratio,
+                **goal(ratio, at_most=_RATIO if name in nets else None),
+                "refresh, ms": 1000 * statistics.median(refresh) if step.refreshes else None,
+                "of the step, %": share if step.refreshes else None,
+                f"<= {_REFRESH_SHARE:g} %": ("yes" if share <= _REFRESH_SHARE else "NO") if step.refreshes else None,
+            }
+        )
+    title = (
+        f"Training step, {arguments.model}, batch {arguments.batch}, {arguments.size} pixels, {arguments.rounds} rounds"
+    )
+    publish(title, machine, rows, arguments)
+
+
+if __name__ == "__main__":
+    main()
