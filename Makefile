@@ -20,7 +20,7 @@ demo: $(VENV)/demo.stamp ## train a small net, quantize it to 8 and 4 bits, expo
 	$(BIN)/faq-deploy demo -o runs/demo $(DEMO_ARGS)
 
 test: lint ## lint, then the whole test suite (PYTEST_ARGS=--slow adds the slow tests)
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(VENV)/dev.stamp ## ruff, mypy --strict
 	$(BIN)/ruff check .

@@ -148,9 +148,12 @@ class _Images:
 
 def _quantize_static(source: Path, path: Path, images: FloatArray) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    prepared = path.with_suffix(".prepared.onnx")
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)  # as its manual advises; symbolic is for transformers
     quantize_static(
-        source,
+        prepared,
         path,
         _Images(images),
         quant_format=QuantFormat.QDQ,

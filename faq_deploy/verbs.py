@@ -95,7 +95,7 @@ def quantize_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say
         loaded, splits, recipe, data_facts = open_training(options)
         run = prepare_folder(options.output, force=options.force)
         net_facts = NetFacts(
-            model=loaded.name,
+            model=str(options.model),
             weights_sha256=loaded.weights_sha256,
             classes=splits.train.classes,
             preprocessing=splits.train.preprocessing,
@@ -153,8 +153,9 @@ def open_training(options: QuantizeOptions) -> tuple[LoadedModel, Splits, Recipe
         train_fraction=options.data.train_fraction,
         seed=recipe.training.seed,
         class_order=options.data.class_order,
-        classes=loaded.classes,
     )
+    if options.weights == "random" and options.num_classes is None:  # a new head takes the data's class count
+        loaded = load_model(options.model, "random", num_classes=len(splits.train.classes), seed=recipe.training.seed)
     facts: dict[str, object] = {
         "data": spec if spec == "digits" else _absolute(spec),
         "train_fraction": options.data.train_fraction,
@@ -295,13 +296,9 @@ def _resumed_recipe(recipe: Recipe, options: QuantizeOptions) -> Recipe:
 
 def _preprocessing(options: DataOptions, of_weights: Preprocessing | None, spec: str) -> Preprocessing:
     base = default_preprocessing(spec) or of_weights or Preprocessing(resize=256, crop=(224, 224))
-    given = {
-        key: getattr(options, key)
-        for key in ("resize", "crop", "mean", "std", "interpolation", "color", "orientation")
-        if getattr(options, key) is not None
-    }
-    if options.crop is not None and options.resize is None and "resize" not in given and of_weights is None:
-        given["resize"] = None
+    keys = ("resize", "crop", "mean", "std", "interpolation", "color", "orientation")
+    given = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
+    given |= {key: None for key in ("resize", "crop") if given.get(key) == 0}
     return Preprocessing.model_validate({**base.model_dump(), **given})
 
 
