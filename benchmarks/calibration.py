@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else this file h
 
 from benchmarks.common import (
     Row,
+    add_one_core,
+    chosen_clock,
     goal,
     interleaved,
     make_parser,
@@ -48,8 +50,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images in a batch")
     parser.add_argument("--batches", type=int, default=5, help="of images")
     parser.add_argument("--method", action="append", choices=list(ESTIMATORS), help="repeatable; percentile if absent")
+    add_one_core(parser)
     arguments = parser.parse_args()
-    machine = this_machine()
+    machine, clock = this_machine(), chosen_clock(arguments)
     methods: list[str] = arguments.method or ["percentile"]
     generator = torch.Generator().manual_seed(1)
     size = arguments.size
@@ -60,7 +63,7 @@ def main() -> None:
     for method in methods:
         section = recipe.calibration.model_copy(update={"method": method})
         cases[f"calibrate, {method}"] = partial(calibrate, net, batches, section, recipe.target)
-    seconds = interleaved(cases, arguments.rounds)
+    seconds = interleaved(cases, arguments.rounds, clock)
     rows: list[Row] = []
     for name in cases:
         ratio = median_ratio(seconds[name], seconds["float forward"])

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cell",
+    "Clock",
     "Machine",
     "Row",
+    "add_one_core",
+    "chosen_clock",
     "goal",
     "interleaved",
     "make_parser",
@@ -41,6 +44,7 @@ __all__ = [
 
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
+Clock = Callable[[], float]
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _SEED: Final = 0
@@ -95,12 +99,31 @@ def make_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
-def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def add_one_core(parser: argparse.ArgumentParser) -> None:
+    """Give a benchmark of torch the option that `chosen_clock` reads."""
+    text = "torch on one thread, and its CPU time instead of wall time: figures that a busy machine spoils less"
+    parser.add_argument("--one-core", action="store_true", help=text)
+
+
+def chosen_clock(arguments: argparse.Namespace) -> Clock:
+    """Seconds by wall time; with --one-core, CPU time of this process, and torch gets one thread."""
+    if not arguments.one_core:
+        return time.perf_counter
+    import torch
+
+    torch.set_num_threads(1)
+    return time.process_time
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], object]], rounds: int, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each case, once a round, so that a busy machine hits all of them alike.
 
     Args:
         cases: what to call, by name. Each is called once before the first round.
         rounds: how many; every other one runs in reverse order.
+        clock: seconds.
 
     Returns:
         `rounds` figures for each name.
@@ -111,9 +134,9 @@ def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int) -> dict[
     for number in range(rounds):
         order = list(cases) if number % 2 == 0 else list(cases)[::-1]
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             cases[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else benchmarks/calibration.py hides the package
 
 from benchmarks.common import (
+    Clock,
     Row,
+    add_one_core,
+    chosen_clock,
     goal,
     interleaved,
     make_parser,
@@ -48,6 +50,7 @@ class _Step:
     images: Tensor
     labels: Tensor
     refreshes: bool
+    clock: Clock
     refresh_seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -55,10 +58,10 @@ class _Step:
         self.net.train()
 
     def __call__(self) -> None:
-        start = time.perf_counter()
+        start = self.clock()
         if self.refreshes and isinstance(self.net, QuantizedNet):
             self.net.refresh()
-        self.refresh_seconds.append(time.perf_counter() - start)
+        self.refresh_seconds.append(self.clock() - start)
         self.optimizer.zero_grad()
         F.cross_entropy(self.net(self.images), self.labels).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -70,8 +73,9 @@ def main() -> None:
     parser.add_argument("--model", default="resnet18", help="of torchvision")
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--batch", type=int, default=32, help="images in a step")
+    add_one_core(parser)
     arguments = parser.parse_args()
-    machine = this_machine()
+    machine, clock = this_machine(), chosen_clock(arguments)
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size, generator=torch.Generator().manual_seed(1))
     labels = torch.randint(1000, (arguments.batch,), generator=torch.Generator().manual_seed(2))
     model = random_net(arguments.model, images[:8])
@@ -82,10 +86,10 @@ def main() -> None:
     }
     folded = quantized(model, images[:8], recipe_of(8)).net
     folded.set_mode("float")
-    steps = {"float": _Step(model, images, labels, refreshes=False)}
-    steps |= {name: _Step(net, images, labels, refreshes=True) for name, net in nets.items()}
-    steps |= {"float, batch norm folded": _Step(folded, images, labels, refreshes=False)}
-    seconds = interleaved(steps, arguments.rounds)
+    steps = {"float": _Step(model, images, labels, refreshes=False, clock=clock)}
+    steps |= {name: _Step(net, images, labels, refreshes=True, clock=clock) for name, net in nets.items()}
+    steps |= {"float, batch norm folded": _Step(folded, images, labels, refreshes=False, clock=clock)}
+    seconds = interleaved(steps, arguments.rounds, clock)
     rows: list[Row] = []
     for name, step in steps.items():
         ratio = median_ratio(seconds[name], seconds["float"])

@@ -162,7 +162,7 @@ def _unknown(spec: str) -> InputError:
     what = f"The model {spec!r} is not of the form builtin:NAME, torchvision:NAME, timm:NAME or path/file.py:factory."
     if spec.endswith(".py"):
         return InputError(what, f"add the function that makes the model: {spec}:factory.")
-    near = difflib.get_close_matches(spec.replace("_", "-"), list(BUILTIN_NETS), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(spec.replace("_", "-"), list(BUILTIN_NETS), n=1, cutoff=0.8)
     if near:
         return InputError(what, f"did you mean builtin:{near[0]}?")
     if spec.isidentifier():

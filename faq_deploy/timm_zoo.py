@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from typing import Final
 
@@ -34,7 +35,7 @@ def timm_architecture(name: str, weights: str | None) -> Architecture:
             f"timm:{name} needs timm, which is not installed.", "pip install 'faq-deploy[timm]'"
         ) from error
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         raise InputError(
             f"timm has no model {name!r}.",
             f"did you mean {', '.join(near)}?" if near else "timm.list_models() names all.",
@@ -54,7 +55,7 @@ def timm_architecture(name: str, weights: str | None) -> Architecture:
             module = timm.create_model(name, pretrained=pretrained, **options)
         except Exception as error:
             raise InputError(
-                f"timm could not make {name}: {' '.join(str(error).split())[:200]}.",
+                f"timm could not make {name}: {' '.join(str(error).split())[:200].rstrip('.')}.",
                 "check the network where weights are to be downloaded, or pass a file with --weights.",
             ) from error
         if not isinstance(module, nn.Module):

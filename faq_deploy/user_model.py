@@ -90,15 +90,17 @@ def _failures_named(file: Path, what: str) -> Iterator[None]:
             "correct the model's file; it must run by itself.",
         ) from error
     finally:
-        sys.path.remove(folder)
+        if folder in sys.path:  # the code may have taken it out itself
+            sys.path.remove(folder)
 
 
 def _line(file: Path, error: BaseException) -> int:
     """The deepest line of the user's file that led to the error; 1 if none did."""
-    if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == file:
+    own = file.resolve()
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == own:
         return error.lineno or 1
-    frames = traceback.extract_tb(error.__traceback__)
-    return next((frame.lineno or 1 for frame in reversed(frames) if Path(frame.filename) == file), 1)
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return next((frame.lineno or 1 for frame in frames if Path(frame.filename).resolve() == own), 1)
 
 
 def _takes_num_classes(factory: Callable[..., object]) -> bool:

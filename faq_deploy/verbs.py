@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,10 +170,7 @@ def make_recipe(options: QuantizeOptions) -> Recipe:
     """The named recipe (or the one that --bits stands for) with the command line's values in it."""
     name = options.recipe or f"faq-{options.bits or 8}bit"
     recipe = load_recipe(name)
-    given = dict(options.overrides)
-    if options.bits is not None:
-        given["bits"] = options.bits
-    return override(override(recipe, given), list(options.assignments))
+    return override(recipe, _assignments(options))
 
 
 def reopen_data(facts: dict[str, object], net: NetFacts, instead: str | None = None) -> Splits:
@@ -274,10 +272,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def _resumed_recipe(recipe: Recipe, options: QuantizeOptions) -> Recipe:
-    given = dict(options.overrides)
-    if options.bits is not None:
-        given["bits"] = options.bits
-    wanted = override(override(recipe, given), list(options.assignments))
+    wanted = override(recipe, _assignments(options))
     if options.recipe is not None:
         named = load_recipe(options.recipe)
         if named.name != recipe.name:
@@ -292,6 +287,14 @@ def _resumed_recipe(recipe: Recipe, options: QuantizeOptions) -> Recipe:
             "resume without those options, or start anew with --force.",
         )
     return wanted
+
+
+def _assignments(options: QuantizeOptions) -> list[str]:
+    """All values of the command line, to be set at once: one alone may not fit the recipe."""
+    given = dict(options.overrides)
+    if options.bits is not None:
+        given["bits"] = options.bits
+    return [f"{key}={json.dumps(value)}" for key, value in given.items()] + list(options.assignments)
 
 
 def _preprocessing(options: DataOptions, of_weights: Preprocessing | None, spec: str) -> Preprocessing:

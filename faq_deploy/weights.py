@@ -104,7 +104,8 @@ def load_into(module: nn.Module, state: State, name: str) -> None:
         result = module.load_state_dict(fitted, strict=False)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"{name} does not load: {' '.join(str(error).split())[:200]}.", "pass weights of the same architecture."
+            f"{name} does not load: {' '.join(str(error).split())[:200].rstrip('.')}.",
+            "pass weights of the same architecture.",
         ) from error
     missing, unknown = _essential(result.missing_keys), _essential(result.unexpected_keys)
     if missing or unknown:

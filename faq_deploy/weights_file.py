@@ -6,6 +6,7 @@ import argparse
 import collections
 import pathlib
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -49,6 +50,7 @@ _FIRST_BYTES: Final = (  # first bytes, what such a file is, remedy
 )
 _ZIP: Final = b"PK\x03\x04"
 _PICKLE: Final = b"\x80"
+_OLD_FORM_PICKLES: Final = 4  # a magic number, a version, facts about the machine, and then what was saved
 
 
 def read_weights_file(path: Path) -> object:
@@ -142,9 +144,21 @@ def _needed_types(path: Path, message: str, is_zip: bool) -> Sequence[str]:
     named = re.findall(r"GLOBAL ([\w.]+)", message) or re.findall(r"[Uu]nsupported (?:class|type) ([\w.]+)", message)
     if not named:
         return []
-    if not is_zip:  # only the first name is known; what a pickled model is made of shows in the text
-        with path.open("rb") as stream:
-            layers = re.findall(rb"c(torch\.nn\.[\w.]+)\n", stream.read(1 << 20))
-        return [*named, *(layer.decode() for layer in layers)]
+    if not is_zip:
+        asked = _names_in_old_form(path)
+        return [*named, *(name for name in asked if name.startswith("torch.nn."))] if asked else []
     harmless = {f"{kind.__module__}.{kind.__qualname__}" for kind in _HARMLESS} | {name for _, name in _HARMLESS_NAMED}
     return sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - harmless) or named
+
+
+def _names_in_old_form(path: Path) -> list[str]:
+    """Names that a file of torch.save's old form asks for, or none where it ends too early. Reads, builds nothing."""
+    names = []
+    try:
+        with path.open("rb") as stream:
+            for _ in range(_OLD_FORM_PICKLES):
+                operations = pickletools.genops(stream)
+                names += [str(argument).replace(" ", ".") for code, argument, _ in operations if code.name == "GLOBAL"]
+    except ValueError:
+        return []
+    return names

@@ -1,4 +1,4 @@
-"""Target onnxruntime on an emulated CPU without VNNI (Haswell): the default form is exact there, `--cpu vnni` is not."""
+"""Target onnxruntime on an emulated CPU without VNNI: the default form is exact there, `--cpu vnni` is not."""
 
 from __future__ import annotations
 
