@@ -16,43 +16,11 @@ from faq_deploy.layers import ActivationQuantizer, WeightedLayer
 from faq_deploy.net import QuantizedNet
 from faq_deploy.place import Target
 from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
+from faq_deploy.storage import Storage
 
-__all__ = ["Emitter", "Storage"]
+__all__ = ["Emitter"]
 
 Array = npt.NDArray[np.generic]
-
-
-class Storage:
-    """How a quantized tensor is stored: type, zero point, and the codes that need a Clip to be kept in.
-
-    Attributes:
-        kind: `int8` or `uint8`.
-        zero_point: added to a code when stored.
-        low, high: the grid's codes, zero point not added.
-    """
-
-    def __init__(self, target: Target, layer: ActivationQuantizer) -> None:
-        grid = layer.grid
-        self.low, self.high = grid.min_code, layer.top_code
-        self.zero_point = 0
-        if target == "tensorrt":
-            self.kind = "int8"
-        elif target == "onnxruntime":
-            self.kind = "uint8"
-            self.zero_point = -grid.min_code if not grid.narrow else -grid.min_code + 1
-        else:
-            self.kind = "int8" if grid.signed else "uint8"
-
-    @property
-    def dtype(self) -> type[np.int8] | type[np.uint8]:
-        """NumPy type of a stored code."""
-        return np.int8 if self.kind == "int8" else np.uint8
-
-    @property
-    def saturates(self) -> bool:
-        """Whether the type's own saturation keeps codes inside the grid (S6)."""
-        limits = np.iinfo(self.dtype)
-        return limits.max - self.zero_point == self.high and limits.min - self.zero_point in {self.low, self.low - 128}
 
 
 class Emitter:

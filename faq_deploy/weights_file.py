@@ -108,8 +108,8 @@ def _refuse_other_archives(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is cut short: the end of the archive is missing.", _AGAIN) from error
+    except Exception as error:  # a damaged directory makes zipfile fail in a dozen ways
+        raise InputError(f"{path} is cut short or damaged: the archive's directory can't be read.", _AGAIN) from error
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner:
         raise InputError(

@@ -386,6 +386,15 @@ def test_a_cut_file_is_named_as_one(tmp_path: Path, legacy: bool, share: float) 
         read_checkpoint(path)
 
 
+def test_a_damaged_archive_directory_is_named_as_one(tmp_path: Path) -> None:
+    path = saved(tmp_path, state_of(1))
+    content = path.read_bytes()
+    name = content.rindex(b"version")  # in the directory at the end of the file
+    path.write_bytes(content[:name] + b"\xff" + content[name + 1 :])
+    with pytest.raises(InputError, match="damaged"):
+        read_checkpoint(path)
+
+
 def test_missing_files_folders_and_onnx_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"\x08\x07\x12\x04")
     for name, said in (("absent.pth", "do not exist"), (".", "are a folder"), ("net.onnx", "is an ONNX file")):
