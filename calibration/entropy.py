@@ -59,7 +59,10 @@ class EntropyRange:
         self._histogram.update(tensor)
 
     def result(self) -> float:
-        """The range y > 0; 0 where every value was 0.
+        """Choose the range from all batches so far.
+
+        Returns:
+            y > 0, or 0 where every value was 0.
 
         Raises:
             CalibrationError: there was no batch.

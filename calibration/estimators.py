@@ -21,7 +21,10 @@ class RangeEstimator(Protocol):
     """Sees one layer's activations batch by batch, then tells the range y >= 0 that its grid should cover."""
 
     def update(self, tensor: Tensor) -> None:
-        """Take in one batch: floating point, any shape.
+        """Take in one batch.
+
+        Args:
+            tensor: floating point, any shape: one layer's activations for one batch.
 
         Raises:
             CalibrationError: the batch is empty or holds NaN or Inf.
@@ -29,7 +32,10 @@ class RangeEstimator(Protocol):
         ...
 
     def result(self) -> float:
-        """The range over all batches so far.
+        """Choose the range from all batches so far.
+
+        Returns:
+            y >= 0.
 
         Raises:
             CalibrationError: there was no batch.
@@ -53,6 +59,9 @@ def make_estimator(method: Method, *, bits: int, signed: bool, percent: float) -
         bits: of the tensor's grid (used by `mse` and `entropy`).
         signed: whether the grid is signed: magnitudes count then, otherwise negative values count as 0.
         percent: over 0, up to 100 (used by `percentile`).
+
+    Returns:
+        An estimator that has seen no batch yet.
 
     Raises:
         CalibrationError: an unknown method, or bits or percent out of range.

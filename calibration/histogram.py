@@ -75,7 +75,10 @@ class MagnitudeHistogram:
         self.counts += counts.cpu()
 
     def require_batches(self) -> float:
-        """The greatest magnitude seen.
+        """Insist on at least one batch.
+
+        Returns:
+            The greatest magnitude seen.
 
         Raises:
             CalibrationError: there was no batch.

@@ -65,7 +65,10 @@ class PercentileRange:
         self._greatest = max(batch, self._greatest or 0.0)
 
     def result(self) -> float:
-        """The range y >= 0 over all batches so far.
+        """The greatest of the batches' percentiles so far.
+
+        Returns:
+            y >= 0.
 
         Raises:
             CalibrationError: there was no batch.

@@ -50,7 +50,10 @@ class MseRange:
         self._histogram.update(tensor)
 
     def result(self) -> float:
-        """The clip, a power of two; 0 where every value was 0.
+        """Choose the clip from all batches so far.
+
+        Returns:
+            A power of two, or 0 where every value was 0.
 
         Raises:
             CalibrationError: there was no batch.

@@ -38,11 +38,14 @@ def flat_values(tensor: Tensor) -> Tensor:
 
 
 def require_finite(low: Tensor, high: Tensor) -> tuple[float, float]:
-    """The least and greatest element as Python floats. Both carry a NaN on, so they tell of NaN and Inf for free.
+    """Refuse NaN and Inf by the extremes alone: both carry a NaN on, so the check costs no pass of its own.
 
     Args:
         low: rank 0, `amin` of the values.
         high: rank 0, `amax` of the values.
+
+    Returns:
+        Both as Python floats.
 
     Raises:
         CalibrationError: one of them is NaN or Inf.
@@ -59,6 +62,9 @@ def peak(values: Tensor, *, signed: bool) -> float:
     Args:
         values: 1-D, as `flat_values` returns them.
         signed: whether the tensor will be quantized on a signed grid.
+
+    Returns:
+        That value, >= 0, exactly.
 
     Raises:
         CalibrationError: NaN or Inf among the values.

@@ -50,10 +50,13 @@ class Architecture:
 
 
 def local_weights(weights: str | None) -> WeightsFile | None:
-    """The checkpoint that `--weights` names; None where it names none.
+    """Find and hash the checkpoint that `--weights` names.
 
     Args:
         weights: a path, `random`, or None.
+
+    Returns:
+        The file, or None where `weights` names none.
 
     Raises:
         InputError: there is no such file.

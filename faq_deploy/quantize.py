@@ -31,20 +31,6 @@ from faq_deploy.versions import torch_versions
 
 __all__ = ["Batches", "QuantizeResult", "begin_run", "calibrate_run", "finetune_run", "prepare_folder"]
 
-RUN_FILES: Final = (
-    "recipe.toml",
-    "float.pt",
-    "quantized.pt",
-    "samples.npz",
-    "metrics.jsonl",
-    "checkpoint.pt",
-    "model.onnx",
-    "report.json",
-    "report.html",
-    "manifest.json",
-)
-
-
 @dataclass(frozen=True)
 class QuantizeResult:
     """Top-1 in percent along the way, on the validation images."""
@@ -87,29 +73,6 @@ class Batches:
             on_bad=self.on_bad,
             bad=self.bad,
         )
-
-
-def prepare_folder(folder: Path, *, force: bool) -> RunFolder:
-    """The run folder to write to: new or empty, or cleared of an earlier run with `force`.
-
-    Raises:
-        InputError: it holds a run, or other files.
-    """
-    run = RunFolder(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file.", "name a folder with -o.")
-    present = [name for name in RUN_FILES if (folder / name).exists()]
-    if present and not force:
-        whole = (folder / "manifest.json").exists()
-        raise InputError(
-            f"{folder} already holds {'a run' if whole else f'{present[0]}, but no whole run'}.",
-            f"pass {'--resume to go on with it, ' if whole else ''}--force to replace it, or another -o.",
-        )
-    for name in reversed(present):  # the manifest goes first: a half-cleared folder is not a run
-        (folder / name).unlink()
-    if force and (folder / "engines").is_dir():
-        shutil.rmtree(folder / "engines")
-    return run
 
 
 def calibrate_run(
@@ -313,8 +276,3 @@ def _waste_warnings(ranges: list[ActivationRange], limit: float) -> list[str]:
     if dead:
         sentences.append(f"{len(dead)} activations were always 0 in calibration: {', '.join(dead[:3])}.")
     return sentences
-
-
-def weights_sha256(path: str | None) -> str | None:
-    """sha256 of a local checkpoint file, None for anything else."""
-    return sha256_of(Path(path)) if path is not None and Path(path).is_file() else None

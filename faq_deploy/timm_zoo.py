@@ -24,6 +24,9 @@ def timm_architecture(name: str, weights: str | None) -> Architecture:
         name: as `timm.create_model` takes it, with or without a tag (`resnet18.a1_in1k`).
         weights: a file, `pretrained` (timm downloads or has them), `random`, or None.
 
+    Returns:
+        The architecture, with the preprocessing of timm's own pretrained weights.
+
     Raises:
         InputError: an unknown name, no such file; building may raise it for a failed download.
         CannotRunHere: timm is not installed.

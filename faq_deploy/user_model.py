@@ -30,6 +30,9 @@ def user_architecture(spec: str, weights: str | None) -> Architecture:
         spec: `path/file.py:factory`.
         weights: a file to load into it; None and `random` take the model as the factory makes it.
 
+    Returns:
+        The architecture, named like the factory; the file has run, the factory has not.
+
     Raises:
         InputError: no such file or factory, or the code raises: with file, line and reason. Building may raise it too.
     """

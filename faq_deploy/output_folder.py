@@ -1,0 +1,76 @@
+"""The folder that a new run goes into: looked at before anything starts, cleared when there is something to put in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from engines.engine_manifest import MANIFEST
+from engines.errors import InputError
+from engines.run_folder import RunFolder
+
+__all__ = ["check_output", "clear_output"]
+
+# the manifest is last here and goes first: a half-cleared folder is not a run
+_FILES: Final = (
+    "recipe.toml",
+    "float.pt",
+    "quantized.pt",
+    "samples.npz",
+    "metrics.jsonl",
+    "checkpoint.pt",
+    "model.onnx",
+    "report.json",
+    "report.html",
+    "manifest.json",
+)
+
+
+def check_output(folder: Path, *, force: bool) -> RunFolder:
+    """The run folder to write to, before the work starts whose result goes there. Nothing is changed.
+
+    Args:
+        folder: need not exist.
+        force: whether an earlier run in it may be replaced.
+
+    Raises:
+        InputError: it holds a run or a file of that name, is a file itself, or can't be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file.", "name a folder with -o.")
+    parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise InputError(f"{folder} can't be made, because {parent} is a file.", "name another folder with -o.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} can't be written: no permission.", "name another folder with -o.")
+    present = [name for name in _FILES if (folder / name).exists()]
+    if present and not force:
+        whole = (folder / "manifest.json").exists()
+        raise InputError(
+            f"{folder} already holds {'a run' if whole else f'{present[0]}, but no whole run'}.",
+            f"pass {'--resume to go on with it, ' if whole else ''}--force to replace it, or another -o.",
+        )
+    return RunFolder(folder)
+
+
+def clear_output(run: RunFolder, *, also: Sequence[str] = ()) -> None:
+    """Remove what an earlier run left: its files, its engines, and temporary files of a command that was killed.
+
+    Other files stay, those in `engines/` too.
+
+    Args:
+        run: the folder; it need not exist.
+        also: further files to remove.
+    """
+    for name in (*reversed(_FILES), *also):
+        (run / name).unlink(missing_ok=True)
+        for leftover in run.path.glob(f".{name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+    engines = run / "engines"
+    for record in engines.glob(f"*/{MANIFEST}"):
+        shutil.rmtree(record.parent)
+    if engines.is_dir() and not any(engines.iterdir()):
+        engines.rmdir()

@@ -1,0 +1,158 @@
+"""The images of a run: how the command line names and prepares them, and how they are opened again later."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engines.errors import InputError
+from engines.image_batches import OnBad
+from engines.image_files import ClassOrder
+from engines.preprocess import Preprocessing
+from engines.run_folder import RunFolder
+from faq_deploy.data import Splits, open_data
+
+__all__ = ["DataFacts", "DataOptions", "data_facts", "data_of_run", "preprocessing_for", "reopen_data"]
+
+_CHANNELS: Final = {"RGB": 3, "L": 1}
+_KEYS: Final = ("resize", "crop", "mean", "std", "interpolation", "color", "orientation")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where images come from and how they are prepared; None leaves a choice to the model's weights or the data."""
+
+    data: str | None = None
+    train_fraction: float | None = None
+    class_order: ClassOrder | None = None
+    resize: int | None = None
+    crop: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    color: str | None = None
+    orientation: str | None = None
+    on_bad: OnBad = "error"
+
+
+class DataFacts(BaseModel):
+    """What the manifest says of a run's images, enough to open them again.
+
+    Attributes:
+        data: `digits`, `cifar10:DIR` or a folder, absolute.
+        train_fraction: share of the images to train on; None where the data has a split of its own.
+        class_order: of class folders; None is lexical.
+        seed: of the split.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    train_fraction: float | None
+    class_order: Literal["lexical", "numeric"] | None
+    seed: int
+
+
+def data_facts(options: DataOptions, seed: int) -> DataFacts:
+    """What to keep of the options in the manifest.
+
+    Raises:
+        InputError: no images were named.
+    """
+    if not options.data:
+        raise InputError("No images were named.", "pass --data DIR, --data cifar10:DIR or --data digits.")
+    kind, colon, folder = options.data.partition(":")
+    place = options.data
+    if colon and kind == "cifar10":
+        place = f"cifar10:{Path(folder).expanduser().resolve()}"
+    elif options.data != "digits":
+        place = str(Path(options.data).expanduser().resolve())
+    return DataFacts(data=place, train_fraction=options.train_fraction, class_order=options.class_order, seed=seed)
+
+
+def data_of_run(run: RunFolder) -> DataFacts:
+    """What the manifest of a calibrated run says of its images.
+
+    Raises:
+        InputError: no run, or a damaged manifest.
+    """
+    step = run.manifest().steps.get("calibrate")
+    try:
+        return DataFacts.model_validate(step.facts["data"] if step is not None else None)
+    except (KeyError, ValidationError) as error:
+        raise InputError(
+            f"{run / 'manifest.json'} is damaged: it doesn't say which images the run was made from.",
+            "make the run again with `faq-deploy quantize --force`.",
+        ) from error
+
+
+def reopen_data(
+    facts: DataFacts, preprocessing: Preprocessing, classes: tuple[str, ...], instead: str | None = None
+) -> Splits:
+    """The images of a run, opened again.
+
+    Args:
+        facts: of the run.
+        preprocessing: of the run.
+        classes: of the run, in the order of the logits.
+        instead: another place of the same data.
+
+    Raises:
+        InputError: they are gone, or don't fit.
+    """
+    return open_data(
+        instead or facts.data,
+        preprocessing=preprocessing,
+        train_fraction=facts.train_fraction,
+        seed=facts.seed,
+        class_order=facts.class_order,
+        classes=classes,
+    )
+
+
+def preprocessing_for(options: DataOptions, base: Preprocessing | None) -> Preprocessing:
+    """How images are prepared: the command line's choices, the rest as the data set or the weights want it.
+
+    Args:
+        options: of the command line.
+        base: of the data set, of the weights, or of a run to go on with; None is ImageNet's.
+
+    Returns:
+        The preprocessing. A single mean or std stands for all channels. Where only --color changes the number of
+        channels, grey takes the average of the colours' mean and std, and colours take grey's.
+
+    Raises:
+        InputError: a mean or std that cannot be.
+    """
+    start = base or Preprocessing(resize=256, crop=224)
+    given = {key: getattr(options, key) for key in _KEYS if getattr(options, key) is not None}
+    given |= {key: None for key in ("resize", "crop") if given.get(key) == 0}
+    wanted = {**start.model_dump(), **given}
+    channels = _CHANNELS[wanted["color"]]
+    for key in ("mean", "std"):
+        values = cast(tuple[float, ...], wanted[key])
+        _require_numbers(key, values)
+        if key not in given and len(values) != channels:
+            values = (sum(values) / len(values),)
+        if len(values) not in (1, channels):
+            raise InputError(
+                f"--{key} has {len(values)} values, but --color {wanted['color']} has {channels} "
+                f"channel{'s' if channels > 1 else ''}.",
+                f"give {channels} values, or one for all." if channels > 1 else "give one value.",
+            )
+        wanted[key] = values * channels if len(values) == 1 else values
+    return Preprocessing.model_validate(wanted)
+
+
+def _require_numbers(key: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        if not math.isfinite(value) or (key == "std" and not 1e-30 < value < 1e30):
+            raise InputError(
+                f"--{key} {','.join(f'{v:g}' for v in values)} cannot be: {value:g} is not a "
+                f"{'positive, ' if key == 'std' else ''}finite number.",
+                "take the values that the network was trained with.",
+            )
