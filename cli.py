@@ -3,96 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
 
 import rich_click as click
 
-from engines.errors import FaqError
+from faq_deploy.cli_errors import ErrorGroup
+from faq_deploy.cli_options import training_options
 
 __all__ = ["main"]
 
-_T = TypeVar("_T")
-_EXTRAS = {
-    "torch": "torch",
-    "torchvision": "torch",
-    "lightning_fabric": "torch",
-    "jinja2": "torch",
-    "matplotlib": "torch",
-    "sklearn": "demo",
-    "timm": "timm",
-}
 
-click.rich_click.SHOW_ARGUMENTS = True
-click.rich_click.TEXT_MARKUP = "rich"
-click.rich_click.ERRORS_EPILOGUE = ""
-click.rich_click.OPTION_GROUPS = {
-    "faq-deploy quantize": [
-        {
-            "name": "Model and data",
-            "options": [
-                "--weights",
-                "--num-classes",
-                "--ema",
-                "--data",
-                "--train-fraction",
-                "--class-order",
-                "--on-bad-image",
-            ],
-        },
-        {
-            "name": "Recipe",
-            "options": [
-                "--recipe",
-                "--bits",
-                "--target",
-                "--cpu",
-                "--epochs",
-                "--lr",
-                "--batch-size",
-                "--seed",
-                "--set",
-                "--keep",
-            ],
-        },
-        {
-            "name": "Preprocessing",
-            "options": ["--resize", "--crop", "--mean", "--std", "--interpolation", "--color", "--orientation"],
-        },
-        {"name": "Run", "options": ["--output", "--resume", "--force", "--device", "--workers", "--json", "--help"]},
-    ],
-}
-click.rich_click.OPTION_GROUPS["faq-deploy train"] = click.rich_click.OPTION_GROUPS["faq-deploy quantize"]
-
-
-class _Group(click.RichGroup):
-    """Turns errors that a user can act on into two lines and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except FaqError as error:
-            _fail(error.what, error.remedy, error.exit_code)
-        except ModuleNotFoundError as error:
-            extra = _EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None:
-                raise
-            _fail(
-                f"`faq-deploy {ctx.invoked_subcommand}` needs {error.name}, which is not installed.",
-                f"pip install 'faq-deploy[{extra}]'",
-                3,
-            )
-        except KeyboardInterrupt:
-            _fail("stopped.", "nothing half-written was left behind; run the command again.", 130)
-
-
-def _fail(what: str, remedy: str, code: int) -> NoReturn:
-    click.echo(f"Error: {what}\nNote: {remedy}", err=True)
-    sys.exit(code)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="faq-deploy", prog_name="faq-deploy")
 def main() -> None:
     """Quantize a CNN to power-of-two fixed point, export it, build INT8 engines, and prove that all compute the
@@ -112,77 +33,9 @@ def main() -> None:
     show_warnings()
 
 
-def _options(*decorators: Callable[[_T], _T]) -> Callable[[_T], _T]:
-    def apply(function: _T) -> _T:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-_NUMBERS = click.STRING
-_training_options = _options(
-    click.option("--weights", metavar="FILE|NAME", help="Checkpoint file, a torchvision weights name, or `random`."),
-    click.option(
-        "--num-classes", type=click.IntRange(1), help="Classes of the head; follows the checkpoint if absent."
-    ),
-    click.option("--ema", is_flag=True, help="Take the EMA weights of a checkpoint that has both."),
-    click.option(
-        "--data", metavar="DIR|digits|cifar10:DIR", help="Folder with train/ and val/, or one folder a class."
-    ),
-    click.option(
-        "--train-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Hold out the rest."
-    ),
-    click.option(
-        "--class-order", type=click.Choice(["lexical", "numeric"]), help="Order of class folders named 0, 1, ..."
-    ),
-    click.option(
-        "--on-bad-image",
-        type=click.Choice(["error", "skip"]),
-        default="error",
-        show_default=True,
-        help="What to do about an image that can't be read.",
-    ),
-    click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`; by default the one of --bits."),
-    click.option("--bits", type=click.Choice(["8", "4"]), help="Precision of weights and activations.  [default: 8]"),
-    click.option(
-        "--target",
-        type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
-        help="Whose grids to train on.  [default: tensorrt]",
-    ),
-    click.option("--cpu", type=click.Choice(["any", "vnni"]), help="Which x86 CPUs target onnxruntime is exact on."),
-    click.option("--epochs", type=click.IntRange(0), help="0 calibrates only."),
-    click.option("--lr", type=float, help="First learning rate."),
-    click.option("--batch-size", type=click.IntRange(1), help="Images a training step."),
-    click.option("--seed", type=click.IntRange(0), help="Of image order, augmentation and dropout."),
-    click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any other value of the recipe."),
-    click.option(
-        "--keep",
-        type=click.Choice(["best", "last"]),
-        default="best",
-        show_default=True,
-        help="Which epoch's weights go on to export.",
-    ),
-    click.option("--resize", type=click.IntRange(0), help="Shorter side in pixels; 0 leaves the size as it is."),
-    click.option("--crop", type=click.IntRange(0), help="Center crop in pixels; 0 takes the whole image."),
-    click.option("--mean", metavar="M[,M,M]", help="Channel means, of pixels scaled to 0..1."),
-    click.option("--std", metavar="S[,S,S]", help="Channel standard deviations."),
-    click.option("--interpolation", type=click.Choice(["bilinear", "bicubic", "nearest"]), help="Of the resize."),
-    click.option("--color", type=click.Choice(["RGB", "L"]), help="Three channels, or one."),
-    click.option("--orientation", type=click.Choice(["stored", "upright"]), help="Ignore or obey EXIF orientation."),
-    click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="The run folder."),
-    click.option("--resume", is_flag=True, help="Go on with an interrupted run in that folder."),
-    click.option("--force", is_flag=True, help="Replace a run that is there."),
-    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to train."),
-    click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that load images."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-)
-
-
 @main.command()
 @click.argument("model", required=False)
-@_training_options
+@training_options
 def quantize(model: str | None, as_json: bool, **options: object) -> None:
     """Calibrate and fine-tune MODEL in fixed point (FAQ).
 
@@ -204,7 +57,7 @@ def quantize(model: str | None, as_json: bool, **options: object) -> None:
 
 @main.command()
 @click.argument("model")
-@_training_options
+@training_options
 def train(model: str, as_json: bool, **options: object) -> None:
     """Train MODEL in float, for data that has no pretrained network; leaves OUTPUT/float.pth.
 
@@ -370,17 +223,20 @@ def doctor(as_json: bool) -> None:
     show_build.doctor(as_json=as_json)
 
 
-@main.group()
-def recipes() -> None:
-    """List the recipes that come with the tool, or show one."""
+@main.group(invoke_without_command=True)
+@click.pass_context
+def recipes(context: click.Context) -> None:
+    """List the recipes that come with the tool, or show one.
 
+    \b
+    Examples:
+      faq-deploy recipes
+      faq-deploy recipes show faq-4bit
+    """
+    if context.invoked_subcommand is None:
+        from faq_deploy import show_recipes
 
-@recipes.command(name="list")
-def list_recipes() -> None:
-    """Names and first sentences."""
-    from faq_deploy import show_recipes
-
-    show_recipes.listing()
+        show_recipes.listing()
 
 
 @recipes.command(name="show")

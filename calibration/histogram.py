@@ -72,7 +72,7 @@ class MagnitudeHistogram:
             # uint8 sums are several times faster than count_nonzero
             counts[0] -= (magnitudes == 0).view(torch.uint8).sum()
         self.zeros += values.numel() - int(counts.sum())
-        self.counts += counts.cpu()
+        self.counts = self.counts + counts.cpu()  # not in place: one of them may stem from inference mode
 
     def require_batches(self) -> float:
         """Insist on at least one batch.

@@ -77,6 +77,11 @@ class _Job:
     on_event: Callable[[BuildEvent], None] | None
     force: bool
 
+    def tell(self, event: BuildEvent) -> None:
+        """Report progress to whoever asked for it."""
+        if self.on_event is not None:
+            self.on_event(event)
+
 
 def build_engines(
     run: RunFolder,
@@ -212,15 +217,14 @@ def _make(wanted: WantedEngine, job: _Job) -> BuildResult:
             check_sm(wanted.sm)
     except FaqError as error:
         return _without_engine(wanted, error, "refused")
-    tell = job.on_event or _silent
-    tell(BuildEvent(wanted.name, "start"))
+    job.tell(BuildEvent(wanted.name, "start"))
     started = time.perf_counter()
     try:
         manifest = engine_folder.build(folder, wanted, job.facts, job.profile, job.version)
         result = BuildResult(wanted.name, "built", manifest)
     except FaqError as error:
         result = _without_engine(wanted, error, "failed")
-    tell(BuildEvent(wanted.name, "stop", time.perf_counter() - started, result.status))
+    job.tell(BuildEvent(wanted.name, "stop", time.perf_counter() - started, result.status))
     return result
 
 
@@ -228,10 +232,6 @@ def _without_engine(wanted: WantedEngine, error: FaqError, status: Status) -> Bu
     if isinstance(error, CannotRunHere):
         status = "unavailable"
     return BuildResult(wanted.name, status, None, error.what, error.remedy)
-
-
-def _silent(event: BuildEvent) -> None:
-    """Nobody asked for progress."""
 
 
 def _record(run: RunFolder, name: str, manifest: EngineManifest, version: str) -> None:

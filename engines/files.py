@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -74,8 +75,8 @@ def _umask() -> int:
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
-    reason = error.strerror or str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return InputError(
-        f"{path} could not be written: {reason}.",
-        "free some disk space, or choose another folder with -o.",
+        f"{path} could not be written: {error.strerror or error}.",
+        "free some disk space, or choose another disk." if full else "choose a folder that can be written.",
     )

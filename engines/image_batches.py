@@ -52,6 +52,14 @@ class BadImages:
     def __len__(self) -> int:
         return len(self.reasons)
 
+    def warnings(self) -> list[str]:
+        """A sentence with the count and some names, or none."""
+        if not self.reasons:
+            return []
+        names = list(self.reasons)
+        were = "image was" if len(names) == 1 else "images were"
+        return [f"{len(names)} bad {were} skipped: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}."]
+
 
 def batches(
     image_set: ImageSet,

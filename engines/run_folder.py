@@ -14,6 +14,8 @@ from engines.files import sha256_of, write_atomic
 
 __all__ = ["FORMAT", "Manifest", "RunFolder", "Step"]
 
+_QUANTIZE: Final = ("calibrate", "quantize")  # the verb `quantize` takes two steps
+
 FORMAT: Final = 1  # raised when an older tool could no longer read a run
 
 
@@ -64,7 +66,7 @@ class RunFolder:
                 f"make one with `faq-deploy quantize MODEL --data DIR -o {self.path}`.",
             )
         try:
-            raw = json.loads(file.read_text())
+            raw = json.loads(file.read_text("utf-8"))
             found = raw.get("format") if isinstance(raw, dict) else None
             if isinstance(found, int) and found > FORMAT:
                 raise InputError(
@@ -72,9 +74,9 @@ class RunFolder:
                     "upgrade faq-deploy, or make the run again with this version.",
                 )
             return Manifest.model_validate(raw)
-        except (ValueError, ValidationError) as error:
+        except (OSError, ValueError) as error:  # ValidationError is a ValueError, too
             raise InputError(
-                f"{file} is damaged: {_first_line(error)}.", "make the run again with `faq-deploy quantize --force`."
+                f"{file} is damaged: {_reason(error)}.", "make the run again with `faq-deploy quantize --force`."
             ) from error
 
     def record(
@@ -118,16 +120,18 @@ class RunFolder:
         Raises:
             InputError: the step was not run, or its file is missing or was changed afterwards.
         """
-        record = self.manifest().steps.get(step)
-        verb = step.partition("/")[0]
-        again = f"run `faq-deploy {verb} {self.path}` again."
-        if record is None or name not in record.outputs:
-            raise InputError(f"{self.path} has no {name} yet.", again)
+        steps = self.manifest().steps
+        record = steps.get(step)
         file = self.path / name
+        if record is None or name not in record.outputs:
+            raise InputError(f"{self.path} has no {name} yet.", self._first(step, steps))
         if not file.is_file():
-            raise InputError(f"{file} is missing although the manifest lists it.", again)
+            raise InputError(f"{file} is missing although the manifest lists it.", self._again(step))
         if sha256_of(file) != record.outputs[name]:
-            raise InputError(f"{file} was changed after `faq-deploy {verb}` wrote it (its sha256 differs).", again)
+            raise InputError(
+                f"{file} was changed after faq-deploy wrote it (its sha256 is another).",
+                f"put it back, or {self._again(step)}",
+            )
         return file
 
     def require_fresh(self, step: str, name: str, made_from: Mapping[str, str]) -> Path:
@@ -146,13 +150,31 @@ class RunFolder:
         for source, source_step in made_from.items():
             now = sha256_of(self.require(source_step, source))
             if record.inputs.get(source) != now:
-                verb = step.partition("/")[0]
-                raise InputError(
-                    f"{file} is stale: it was made from another {source}.",
-                    f"run `faq-deploy {verb} {self.path}` again.",
-                )
+                raise InputError(f"{file} is stale: it was made from another {source}.", self._again(step))
         return file
 
+    def _first(self, step: str, steps: Mapping[str, Step]) -> str:
+        """What to do where a step is still to come."""
+        if step not in _QUANTIZE:
+            return f"run `faq-deploy {step.partition('/')[0]} {self.path}` first."
+        if "calibrate" in steps:
+            return f"finish it with `faq-deploy quantize --resume -o {self.path}`."
+        if "train" in steps:
+            return f"it holds a float network: pass {self.path / 'float.pth'} to `faq-deploy quantize --weights`."
+        return f"make the run again with `faq-deploy quantize MODEL --data DIR -o {self.path} --force`."
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    def _again(self, step: str) -> str:
+        """How to do a step over."""
+        if step == "quantize":
+            return f"write it again with `faq-deploy quantize --resume -o {self.path}`."
+        if step in _QUANTIZE:
+            return f"make the run again with `faq-deploy quantize MODEL --data DIR -o {self.path} --force`."
+        return f"run `faq-deploy {step.partition('/')[0]} {self.path}` again."
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"{place + ': ' if place else ''}{first['msg'][0].lower()}{first['msg'][1:]}"
+    return str(error).splitlines()[0].rstrip(".")

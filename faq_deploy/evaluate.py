@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from faq_deploy import __version__
 from faq_deploy.certificate import certificate
 from faq_deploy.gate import Limits, judge
 from faq_deploy.report_model import Engine, Epoch, Layer, Report
+from faq_deploy.run_data import DataFacts, data_of_run
 from faq_deploy.stages import StageKind, Tally, TorchRunner
 from faq_deploy.stored_net import StoredNet, load_net
 from faq_deploy.versions import engine_versions
@@ -62,7 +62,7 @@ class LoadedRun:
     floating: StoredNet
     quantized: StoredNet
     onnx_path: Path
-    data: dict[str, object]
+    data: DataFacts
 
 
 def load_run(run: RunFolder) -> LoadedRun:
@@ -74,8 +74,7 @@ def load_run(run: RunFolder) -> LoadedRun:
     quantized = run.require("quantize", "quantized.pt")
     path = run.require_fresh("export", "model.onnx", {"quantized.pt": "quantize"})
     floating = run.require("calibrate", "float.pt")
-    data = cast(dict[str, object], run.manifest().steps["calibrate"].facts["data"])
-    return LoadedRun(run, load_net(floating), load_net(quantized), path, data)
+    return LoadedRun(run, load_net(floating), load_net(quantized), path, data_of_run(run))
 
 
 def evaluate(
@@ -115,7 +114,7 @@ def evaluate(
                 tally.runner.close()
     stages = [t.stage() for t in (floating, quantized, *others)]
     gates, verdict = judge(stages, options.limits)
-    warnings = [f"{len(bad)} images were skipped: {', '.join(list(bad.reasons)[:3])}"] if len(bad) else []
+    warnings = bad.warnings()
     warnings += [
         f"{t.name}: {t.differing} of {t.compared} codes differ, first in {t.first}" for t in others if t.differing
     ]

@@ -12,7 +12,7 @@ from engines.engine_manifest import MANIFEST
 from engines.errors import InputError
 from engines.run_folder import RunFolder
 
-__all__ = ["check_output", "clear_output"]
+__all__ = ["check_output", "clear_output", "remove_leftovers"]
 
 # the manifest is last here and goes first: a half-cleared folder is not a run
 _FILES: Final = (
@@ -57,7 +57,7 @@ def check_output(folder: Path, *, force: bool) -> RunFolder:
 
 
 def clear_output(run: RunFolder, *, also: Sequence[str] = ()) -> None:
-    """Remove what an earlier run left: its files, its engines, and temporary files of a command that was killed.
+    """Remove what an earlier run left: its files and its engines.
 
     Other files stay, those in `engines/` too.
 
@@ -67,10 +67,15 @@ def clear_output(run: RunFolder, *, also: Sequence[str] = ()) -> None:
     """
     for name in (*reversed(_FILES), *also):
         (run / name).unlink(missing_ok=True)
-        for leftover in run.path.glob(f".{name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
     engines = run / "engines"
     for record in engines.glob(f"*/{MANIFEST}"):
         shutil.rmtree(record.parent)
     if engines.is_dir() and not any(engines.iterdir()):
         engines.rmdir()
+
+
+def remove_leftovers(run: RunFolder) -> None:
+    """Delete the temporary files of a command that was killed while it wrote to the folder."""
+    for name in _FILES:
+        for leftover in run.path.glob(f".{name}.*.tmp"):
+            leftover.unlink(missing_ok=True)

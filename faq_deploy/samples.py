@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -9,38 +11,45 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import InputError
-from engines.files import atomic_path
+from engines.image_batches import require_equal_sizes
 from engines.images import ImageSet
-from engines.preprocess import Preprocessing, normalize
+from engines.preprocess import BadImage, PixelArray, Preprocessing, normalize
 from engines.runner import FloatArray
 
-__all__ = ["COUNT", "load_samples", "save_samples"]
+__all__ = ["COUNT", "load_samples", "write_samples"]
 
 COUNT: Final = 32
 
 
-def save_samples(path: Path, images: ImageSet, indices: npt.NDArray[np.int64]) -> int:
+def write_samples(path: Path, images: ImageSet, indices: npt.NDArray[np.int64]) -> int:
     """Write pixels (uint8, NHWC) and labels of some images; bad ones are left out.
+
+    Args:
+        path: a file that has no name yet, as in `atomic_path`.
+        images: the set to take them from.
+        indices: which ones.
 
     Returns:
         How many were written.
 
     Raises:
-        InputError: none of them can be read, or the disk is full.
+        InputError: none of them can be used, or they differ in size.
+        OSError: the disk is full.
     """
-    pixels, labels = [], []
-    error: InputError | None = None
-    for index in indices:
+    found: list[tuple[int, PixelArray]] = []
+    error: BadImage | None = None
+    for index in map(int, indices):
         try:
-            pixels.append(images.pixels(int(index)))
-            labels.append(images.labels[index])
-        except InputError as bad:
+            found.append((index, images.pixels(index)))
+        except BadImage as bad:
             error = bad
-    if not pixels:
+    if not found:
         raise error or InputError(f"{images.name} holds no images.", "give a folder with images.")
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, pixels=np.stack(pixels), labels=np.array(labels, np.int64))
-    return len(pixels)
+    require_equal_sizes([(images.identity(index), pixels) for index, pixels in found])
+    labels = images.labels[[index for index, _ in found]]
+    with path.open("wb") as stream:
+        np.savez_compressed(stream, pixels=np.stack([pixels for _, pixels in found]), labels=labels)
+    return len(found)
 
 
 def load_samples(path: Path, preprocessing: Preprocessing, count: int | None = None) -> FloatArray:
@@ -52,6 +61,6 @@ def load_samples(path: Path, preprocessing: Preprocessing, count: int | None = N
     try:
         with np.load(path, allow_pickle=False) as stored:
             pixels = stored["pixels"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged ({error}).", "run `faq-deploy quantize` again.") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged.", "make the run again with `faq-deploy quantize --force`.") from error
     return np.ascontiguousarray(normalize(pixels[:count], preprocessing))

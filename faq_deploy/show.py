@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from faq_deploy.gate import Limits
 from faq_deploy.progress import TrainingReporter, training_reporter
 from faq_deploy.quantize import QuantizeResult
 from faq_deploy.report_model import Report, Stage, headline
-from faq_deploy.verbs import DataOptions, QuantizeOptions
+from faq_deploy.run_data import DataOptions
+from faq_deploy.verbs import QuantizeOptions
 
 __all__ = [
     "eval_options",
@@ -139,7 +141,7 @@ def quantized(run: Path, result: QuantizeResult, warnings: Sequence[str], *, as_
     if result.training.epochs_done:
         table.add_row(f"quantized, fine-tuned ({result.kept} epoch: {result.epoch})", f"{result.final_top1:.2f} %")
     _print(table)
-    _print(f"Next: faq-deploy export {run}")
+    _print(f"Next: faq-deploy export {shlex.quote(str(run))}")
 
 
 def trained(path: Path, result: FinetuneResult, *, as_json: bool) -> None:
@@ -228,7 +230,8 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise InputError(f"{option} {text} is not a list of numbers.", f"write {option} 0.485,0.456,0.406") from error
+        example = "0.485,0.456,0.406" if option == "--mean" else "0.229,0.224,0.225"
+        raise InputError(f"{option} {text} is not a list of numbers.", f"write {option} {example}") from error
 
 
 def _warn(sentences: Sequence[str]) -> None:

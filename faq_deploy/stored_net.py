@@ -17,7 +17,7 @@ from faq_deploy.net import QuantizedNet
 from faq_deploy.recipe import Recipe, dump_toml, parse_recipe
 from faq_deploy.rewrite import assemble
 
-__all__ = ["NetFacts", "StoredNet", "load_net", "save_net"]
+__all__ = ["NetFacts", "StoredNet", "load_net", "save_net", "write_net"]
 
 _FORMAT: Final = 1
 
@@ -57,10 +57,20 @@ class StoredNet(BaseModel):
 
 
 def save_net(path: Path, net: QuantizedNet, recipe: Recipe, facts: NetFacts) -> None:
-    """Write a net, whole or not at all. Tensors and strings only, so that nothing unpickles.
+    """Write a net, whole or not at all.
 
     Raises:
         InputError: the disk is full or the folder can't be written.
+    """
+    with atomic_path(path) as temporary:
+        write_net(temporary, net, recipe, facts)
+
+
+def write_net(path: Path, net: QuantizedNet, recipe: Recipe, facts: NetFacts) -> None:
+    """Write a net to a file that has no name yet, as in `atomic_path`. Tensors and strings only: nothing unpickles.
+
+    Raises:
+        OSError: the disk is full.
     """
     record = {
         "format": _FORMAT,
@@ -69,7 +79,7 @@ def save_net(path: Path, net: QuantizedNet, recipe: Recipe, facts: NetFacts) -> 
         "facts": facts.model_dump_json(),
         "state": {key: value.detach().cpu() for key, value in net.state_dict().items()},
     }
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+    with path.open("wb") as stream:
         try:
             torch.save(record, stream)
         except RuntimeError as error:

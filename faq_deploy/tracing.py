@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from engines.errors import InputError
 
-__all__ = ["BatchNorm", "TensorShape", "source_of", "trace"]
+__all__ = ["BatchNorm", "TensorShape", "reason", "source_of", "trace"]
 
 BatchNorm = _BatchNorm  # the base of BatchNorm1d/2d/3d, SyncBatchNorm and timm's BatchNormAct2d
 
@@ -37,8 +37,8 @@ class _ShapeRecorder(fx.Interpreter):
             raise
         except Exception as error:
             raise InputError(
-                f"the model fails at {source_of(n) or n.name} on an example input: {str(error).splitlines()[0]}.",
-                "check that the input size and the number of channels fit the model (--input-size).",
+                f"the model fails at {source_of(n) or n.name} on an example input: {reason(error)}.",
+                "check that the input size and the number of channels fit the model (--resize, --crop, --color).",
             ) from error
         n.meta["value"] = TensorShape(value.shape) if isinstance(value, Tensor) else value
         if isinstance(value, Tensor):
@@ -68,7 +68,7 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
         raise
     except Exception as error:
         raise InputError(
-            f"the model can't be traced: {_user_line(error)}{str(error).splitlines()[0]}.",
+            f"the model can't be traced: {reason(error)}.",
             "make the forward free of branches and loops that depend on tensor values.",
         ) from error
     traced = fx.GraphModule(tracer.root, graph)
@@ -90,6 +90,19 @@ def source_of(node: fx.Node) -> str:
     return ", ".join(where)
 
 
+def reason(error: Exception) -> str:
+    """The first line of what an error says, after `file.py:line: ` of the user's code that led to it, if any did."""
+    frame = error.__traceback__
+    where = ""
+    while frame is not None:
+        file = frame.tb_frame.f_code.co_filename
+        if "/torch/" not in file and "faq_deploy" not in file and not file.startswith("<"):
+            where = f"{file.rsplit('/', 1)[-1]}:{frame.tb_lineno}: "
+        frame = frame.tb_next
+    said = str(error).strip()
+    return where + (said.splitlines()[0].rstrip(".") if said else type(error).__name__)
+
+
 def _refuse_hooks(model: nn.Module) -> None:
     hooks: list[tuple[str, Callable[..., object]]] = [
         (name or "the model itself", hook)
@@ -103,14 +116,3 @@ def _refuse_hooks(model: nn.Module) -> None:
             "which would be lost when its layer is replaced.",
             "remove the hook, or fold it into the weights (torch.nn.utils.remove_weight_norm, remove_spectral_norm).",
         )
-
-
-def _user_line(error: Exception) -> str:
-    frame = error.__traceback__
-    where = ""
-    while frame is not None:
-        file = frame.tb_frame.f_code.co_filename
-        if "/torch/" not in file and "faq_deploy" not in file and not file.startswith("<"):
-            where = f"{file.rsplit('/', 1)[-1]}:{frame.tb_lineno}: "
-        frame = frame.tb_next
-    return where

@@ -12,8 +12,9 @@ from engines.image_batches import BadImages
 from engines.run_folder import RunFolder
 from faq_deploy import __version__
 from faq_deploy.finetune import FinetuneResult, finetune
+from faq_deploy.output_folder import check_output, clear_output, remove_leftovers
 from faq_deploy.progress import TrainingReporter
-from faq_deploy.quantize import Batches, prepare_folder
+from faq_deploy.quantize import Batches
 from faq_deploy.recipe import dump_toml
 from faq_deploy.torch_eval import top1_percent
 from faq_deploy.verbs import QuantizeOptions, Say, open_training, pick_device
@@ -28,12 +29,15 @@ def train_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say) -
     Raises:
         InputError: bad input of any kind, one sentence.
     """
+    folder = RunFolder(options.output) if options.resume else check_output(options.output, force=options.force)
+    device, bad = pick_device(options.device), BadImages()
     weights = options.weights or "random"
     loaded, splits, recipe, facts = open_training(dataclasses.replace(options, weights=weights))
-    folder = RunFolder(options.output) if options.resume else prepare_folder(options.output, force=options.force)
-    device, bad = pick_device(options.device), BadImages()
     augment = splits.augment if recipe.training.augment == "auto" else recipe.training.augment
     net = loaded.module.to(device)
+    if not options.resume:
+        remove_leftovers(folder)
+        clear_output(folder, also=["float.pth"])
     say(f"training {loaded.name} on {len(splits.train)} images")
     result = finetune(
         net,
@@ -55,6 +59,6 @@ def train_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say) -
         version=__version__,
         outputs=["float.pth", "metrics.jsonl"] if (folder / "metrics.jsonl").is_file() else ["float.pth"],
         versions=torch_versions(),
-        facts={"model": loaded.name, "data": facts, "top1": result.best_top1, "epoch": result.best_epoch},
+        facts={"model": loaded.name, "data": facts.model_dump(), "top1": result.best_top1, "epoch": result.best_epoch},
     )
     return result, path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,45 +13,29 @@ import torch
 
 from engines.errors import CannotRunHere, InputError
 from engines.files import sha256_of
-from engines.image_batches import BadImages, OnBad
-from engines.image_files import ClassOrder
-from engines.preprocess import Preprocessing
+from engines.image_batches import BadImages
 from engines.run_folder import RunFolder
 from faq_deploy import __version__
+from faq_deploy.calibrated_run import Calibrated, begin_run, calibrate_run
 from faq_deploy.checkpoint import recipe_differences
 from faq_deploy.data import Splits, default_preprocessing, open_data
 from faq_deploy.evaluate import EvalOptions, evaluate, load_run
 from faq_deploy.export import ExportResult, export_onnx
 from faq_deploy.models import LoadedModel, load_model
+from faq_deploy.output_folder import check_output
 from faq_deploy.progress import TrainingReporter
-from faq_deploy.quantize import QuantizeResult, begin_run, calibrate_run, finetune_run, prepare_folder
+from faq_deploy.quantize import QuantizeResult, finetune_run
 from faq_deploy.recipe import Recipe, dump_toml, load_recipe, override, resolved
 from faq_deploy.report import write_html, write_json
 from faq_deploy.report_model import Report
+from faq_deploy.run_data import DataFacts, DataOptions, data_facts, data_of_run, preprocessing_for, reopen_data
 from faq_deploy.samples import load_samples
 from faq_deploy.stored_net import NetFacts, load_net
 from faq_deploy.versions import engine_versions
 
-__all__ = ["DataOptions", "QuantizeOptions", "evaluate_verb", "export_verb", "open_training", "quantize_verb"]
+__all__ = ["QuantizeOptions", "evaluate_verb", "export_verb", "open_training", "quantize_verb"]
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Where images come from and how they are prepared; None leaves a choice to the model's weights or the data."""
-
-    data: str | None = None
-    train_fraction: float | None = None
-    class_order: ClassOrder | None = None
-    resize: int | None = None
-    crop: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    interpolation: str | None = None
-    color: str | None = None
-    orientation: str | None = None
-    on_bad: OnBad = "error"
 
 
 @dataclass(frozen=True)
@@ -85,36 +70,33 @@ def quantize_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say
     """
     bad = BadImages()
     device = pick_device(options.device)
+    on_bad = options.data.on_bad
     if options.resume:
         run = RunFolder(options.output)
-        stored, facts = begin_run(run)
-        recipe = _resumed_recipe(stored.recipe, options)
-        stored = stored.model_copy(update={"recipe": recipe})
-        splits = reopen_data(facts, stored.facts, options.data.data)
-        warnings: list[str] = []
+        facts = data_of_run(run)
+        calibrated = _with_options(begin_run(run), facts, options)
+        net = calibrated.stored.facts
+        splits = reopen_data(facts, net.preprocessing, net.classes, options.data.data)
     else:
-        loaded, splits, recipe, data_facts = open_training(options)
-        run = prepare_folder(options.output, force=options.force)
-        net_facts = NetFacts(
+        run = check_output(options.output, force=options.force)
+        loaded, splits, recipe, facts = open_training(options)
+        net = NetFacts(
             model=str(options.model),
             weights_sha256=loaded.weights_sha256,
             classes=splits.train.classes,
             preprocessing=splits.train.preprocessing,
             ranges=[],
         )
-        stored, warnings = calibrate_run(
-            loaded.module,
-            splits,
-            recipe,
-            net_facts,
-            run,
-            data_facts=data_facts,
-            on_bad=options.data.on_bad,
+        calibrated = calibrate_run(
+            *(loaded.module, splits, recipe, net, run),
+            data=facts,
+            device=device,
+            on_bad=on_bad,
             bad=bad,
             on_stage=say,
         )
     result = finetune_run(
-        stored,
+        calibrated,
         splits,
         run,
         device=device,
@@ -122,47 +104,36 @@ def quantize_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say
         keep=options.keep,
         resume=options.resume,
         reporter=reporter,
-        on_bad=options.data.on_bad,
+        on_bad=on_bad,
         bad=bad,
         on_stage=say,
     )
-    if len(bad):
-        warnings.append(f"{len(bad)} bad images were skipped: {', '.join(list(bad.reasons)[:3])}")
-    return result, warnings
+    return result, [*calibrated.warnings, *bad.warnings()]
 
 
-def open_training(options: QuantizeOptions) -> tuple[LoadedModel, Splits, Recipe, dict[str, object]]:
+def open_training(options: QuantizeOptions) -> tuple[LoadedModel, Splits, Recipe, DataFacts]:
     """The float model, the data and the resolved recipe of a new run.
 
     Raises:
         InputError: an argument is missing or wrong.
     """
-    if options.model is None:
-        raise InputError("no MODEL was named.", "name one, such as torchvision:resnet18 or my_net.py:build.")
-    spec = options.data.data
-    if spec is None:
-        raise InputError("no images were named.", "pass --data DIR, --data cifar10:DIR or --data digits.")
+    if not options.model:
+        raise InputError("No MODEL was named.", "name one, such as torchvision:resnet18 or my_net.py:build.")
     recipe = make_recipe(options)
-    classes = options.num_classes
+    seed = recipe.training.seed
+    facts = data_facts(options.data, seed)
     loaded = load_model(
-        options.model, options.weights, num_classes=classes, prefer_ema=options.prefer_ema, seed=recipe.training.seed
+        options.model, options.weights, num_classes=options.num_classes, prefer_ema=options.prefer_ema, seed=seed
     )
-    preprocessing = _preprocessing(options.data, loaded.preprocessing, spec)
     splits = open_data(
-        spec,
-        preprocessing=preprocessing,
-        train_fraction=options.data.train_fraction,
-        seed=recipe.training.seed,
-        class_order=options.data.class_order,
+        facts.data,
+        preprocessing=preprocessing_for(options.data, default_preprocessing(facts.data) or loaded.preprocessing),
+        train_fraction=facts.train_fraction,
+        seed=seed,
+        class_order=facts.class_order,
     )
     if options.weights == "random" and options.num_classes is None:  # a new head takes the data's class count
-        loaded = load_model(options.model, "random", num_classes=len(splits.train.classes), seed=recipe.training.seed)
-    facts: dict[str, object] = {
-        "data": spec if spec == "digits" else _absolute(spec),
-        "train_fraction": options.data.train_fraction,
-        "class_order": options.data.class_order,
-        "seed": recipe.training.seed,
-    }
+        loaded = load_model(options.model, "random", num_classes=len(splits.train.classes), seed=seed)
     return loaded, splits, resolved(recipe, options.model), facts
 
 
@@ -171,28 +142,6 @@ def make_recipe(options: QuantizeOptions) -> Recipe:
     name = options.recipe or f"faq-{options.bits or 8}bit"
     recipe = load_recipe(name)
     return override(recipe, _assignments(options))
-
-
-def reopen_data(facts: dict[str, object], net: NetFacts, instead: str | None = None) -> Splits:
-    """The data of a run, opened again with its own preprocessing and class order.
-
-    Args:
-        facts: as `open_training` returned them.
-        net: of the run.
-        instead: another place of the same data.
-
-    Raises:
-        InputError: it is gone, or doesn't fit.
-    """
-    fraction, order, seed = facts["train_fraction"], facts["class_order"], facts["seed"]
-    return open_data(
-        instead or str(facts["data"]),
-        preprocessing=net.preprocessing,
-        train_fraction=fraction if isinstance(fraction, float) else None,
-        seed=seed if isinstance(seed, int) else 0,
-        class_order=order if order in ("numeric", "lexical") else None,
-        classes=net.classes,
-    )
 
 
 def export_verb(run: RunFolder, check_images: int, say: Say) -> ExportResult:
@@ -246,7 +195,8 @@ def evaluate_verb(
         InputError: something is missing, stale or unreadable.
     """
     loaded = load_run(run)
-    splits = reopen_data(loaded.data, loaded.quantized.facts, data)
+    net = loaded.quantized.facts
+    splits = reopen_data(loaded.data, net.preprocessing, net.classes, data)
     total = len(splits.val)
     report = evaluate(loaded, splits.val, splits.description, options, on_images=lambda count: on_images(count, total))
     write_json(report, run / "report.json")
@@ -261,32 +211,47 @@ def pick_device(name: str) -> torch.device:
     """The device that trains: `auto` takes a GPU where torch finds one.
 
     Raises:
-        CannotRunHere: a GPU was asked for and there is none.
+        InputError: no such kind of device.
+        CannotRunHere: a GPU was asked for and there is none, or fewer.
     """
-    found = torch.cuda.is_available()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        name = "cuda" if found else "cpu"
-    if name.startswith("cuda") and not found:
+        name = "cuda" if count else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device {name} is not known.", "pass auto, cpu, cuda, or cuda:1 for the second GPU.")
+    device = torch.device(name)
+    if device.type == "cuda" and not count:
         raise CannotRunHere("torch finds no CUDA GPU here.", "pass --device cpu, or see `faq-deploy doctor`.")
-    return torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise CannotRunHere(f"There is no GPU {device.index} here, only {count}.", f"pass up to cuda:{count - 1}.")
+    return device
 
 
-def _resumed_recipe(recipe: Recipe, options: QuantizeOptions) -> Recipe:
+def _with_options(calibrated: Calibrated, data: DataFacts, options: QuantizeOptions) -> Calibrated:
+    """The run to go on with, once nothing on the command line asks for another one; --epochs may differ."""
+    stored = calibrated.stored
+    recipe, net = stored.recipe, stored.facts
     wanted = override(recipe, _assignments(options))
-    if options.recipe is not None:
-        named = load_recipe(options.recipe)
-        if named.name != recipe.name:
-            raise InputError(
-                f"{options.output} was begun with recipe {recipe.name}, not {named.name}.",
-                "leave out --recipe, or start anew with --force.",
-            )
     differences = recipe_differences(dump_toml(recipe), dump_toml(wanted))
+    named = load_recipe(options.recipe).name if options.recipe is not None else recipe.name
+    given = options.weights
+    sha256 = sha256_of(Path(given)) if given is not None and Path(given).is_file() else net.weights_sha256
+    choices: list[tuple[str, object, object]] = [
+        ("model", net.model, options.model),
+        ("recipe", recipe.name, named),
+        ("sha256 of the weights", net.weights_sha256, sha256),
+        ("number of classes", len(net.classes), options.num_classes),
+        ("training fraction", data.train_fraction, options.data.train_fraction),
+        ("class order", data.class_order, options.data.class_order),
+        ("preprocessing", net.preprocessing, preprocessing_for(options.data, net.preprocessing)),
+    ]
+    differences += [f"{name}: {was} became {now}" for name, was, now in choices if now is not None and was != now]
     if differences:
         raise InputError(
-            f"{options.output} was begun with another recipe ({'; '.join(differences)}).",
+            f"{options.output} was begun in another way ({'; '.join(differences)}).",
             "resume without those options, or start anew with --force.",
         )
-    return wanted
+    return dataclasses.replace(calibrated, stored=stored.model_copy(update={"recipe": wanted}))
 
 
 def _assignments(options: QuantizeOptions) -> list[str]:
@@ -295,16 +260,3 @@ def _assignments(options: QuantizeOptions) -> list[str]:
     if options.bits is not None:
         given["bits"] = options.bits
     return [f"{key}={json.dumps(value)}" for key, value in given.items()] + list(options.assignments)
-
-
-def _preprocessing(options: DataOptions, of_weights: Preprocessing | None, spec: str) -> Preprocessing:
-    base = default_preprocessing(spec) or of_weights or Preprocessing(resize=256, crop=(224, 224))
-    keys = ("resize", "crop", "mean", "std", "interpolation", "color", "orientation")
-    given = {key: getattr(options, key) for key in keys if getattr(options, key) is not None}
-    given |= {key: None for key in ("resize", "crop") if given.get(key) == 0}
-    return Preprocessing.model_validate({**base.model_dump(), **given})
-
-
-def _absolute(spec: str) -> str:
-    kind, colon, folder = spec.partition(":")
-    return f"{kind}:{Path(folder).resolve()}" if colon and kind == "cifar10" else str(Path(spec).resolve())

@@ -171,6 +171,18 @@ def test_calibration_leaves_the_tensor_and_its_graph_alone() -> None:
     assert activations.grad_fn is None
 
 
+@pytest.mark.parametrize("method", get_args(Method))
+def test_batches_in_and_out_of_inference_mode_mix(method: Method) -> None:
+    batches = torch.randn(4, 3_000, generator=torch.Generator().manual_seed(7)) * torch.tensor([[1], [9], [2], [40]])
+    one = make_estimator(method, bits=8, signed=True, percent=99.9)
+    two = make_estimator(method, bits=8, signed=True, percent=99.9)
+    for number, batch in enumerate(batches):
+        one.update(batch)
+        with torch.inference_mode(number % 2 == 0):
+            two.update(batch * 1)
+    assert one.result() == two.result()
+
+
 # --- what every estimator refuses ---------------------------------------------------------------------------
 
 

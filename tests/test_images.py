@@ -211,4 +211,5 @@ def test_image_modules_import_without_torch() -> None:
         "import sys; sys.modules.update(torch=None, torchvision=None, faq_deploy=None)\n"
         "import engines.preprocess, engines.images, engines.image_batches"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0

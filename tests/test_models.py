@@ -494,5 +494,6 @@ def test_loading_says_nothing_when_all_is_well(tmp_path: Path) -> None:
     path = saved(tmp_path, digits_resnet())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_model("builtin:digits-resnet", str(path))
-        load_model("torchvision:googlenet", "random", num_classes=2)
+        builtin = load_model("builtin:digits-resnet", str(path))
+        zoo = load_model("torchvision:googlenet", "random", num_classes=2)
+    assert (builtin.name, zoo.name) == ("digits-resnet", "googlenet")

@@ -222,9 +222,9 @@ def test_the_usual_training_checkpoint_loads(tmp_path: Path, legacy: bool) -> No
 
 def test_the_harmless_types_are_allowed_only_while_reading(tmp_path: Path) -> None:
     path = saved(tmp_path, {"model": state_of(1), "args": argparse.Namespace(lr=0.1)})
-    before = torch.serialization.get_safe_globals()
+    before = set(torch.serialization.get_safe_globals())
     read_checkpoint(path)
-    assert torch.serialization.get_safe_globals() == before
+    assert set(torch.serialization.get_safe_globals()) == before
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
 
@@ -310,7 +310,7 @@ def test_a_hostile_pickle_is_not_run(tmp_path: Path, legacy: bool) -> None:
         read_checkpoint(path)
     assert "system to be unpickled, which could run any code: not loaded" in what(error)
     assert not marker.exists()
-    torch.load(path, weights_only=False)  # the file is armed: it does run for those who switch safety off
+    pickle.loads(pickle.dumps(Hostile(marker)))  # it is armed: ordinary unpickling does run it
     assert marker.exists()
 
 

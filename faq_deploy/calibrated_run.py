@@ -1,0 +1,219 @@
+"""A run that is calibrated: the float model rewritten, its exponents fixed, and all of it on disk to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engines.errors import InputError
+from engines.files import atomic_path
+from engines.image_batches import BadImages, OnBad, batches
+from engines.run_folder import RunFolder
+from faq_deploy import __version__, checkpoint
+from faq_deploy.calibrate import ActivationRange, calibrate
+from faq_deploy.data import Splits, calibration_indices
+from faq_deploy.interrupt import Interrupted, StopSignals
+from faq_deploy.output_folder import clear_output, remove_leftovers
+from faq_deploy.recipe import Recipe, dump_toml, parse_recipe
+from faq_deploy.rewrite import rewrite
+from faq_deploy.run_data import DataFacts
+from faq_deploy.samples import COUNT, write_samples
+from faq_deploy.stored_net import NetFacts, StoredNet, load_net, write_net
+from faq_deploy.torch_eval import top1_percent
+from faq_deploy.tracing import reason
+from faq_deploy.versions import torch_versions
+
+__all__ = ["Calibrated", "begin_run", "calibrate_run", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A run that has its exponents and can be fine-tuned.
+
+    Attributes:
+        stored: the calibrated net.
+        float_top1: in percent, on the validation images.
+        top1: the same, quantized.
+        warnings: for the user.
+    """
+
+    stored: StoredNet
+    float_top1: float
+    top1: float
+    warnings: list[str]
+
+
+def calibrate_run(
+    module: torch.nn.Module,
+    splits: Splits,
+    recipe: Recipe,
+    facts: NetFacts,
+    run: RunFolder,
+    *,
+    data: DataFacts,
+    device: torch.device,
+    on_bad: OnBad,
+    bad: BadImages,
+    on_stage: Callable[[str], None],
+) -> Calibrated:
+    """Rewrite and calibrate, and write `float.pt`, `samples.npz`, `recipe.toml`: from here on a run can be resumed.
+
+    An earlier run in the folder is removed only then.
+
+    Args:
+        module: the float model.
+        splits: images to calibrate on and to draw samples from.
+        recipe: resolved.
+        facts: what the run knows of the model; its `ranges` are filled in.
+        run: a folder that `check_output` allowed.
+        data: how to open the same data again; kept in the manifest.
+        device: where to validate.
+        on_bad: what to do about an image that can't be read.
+        bad: collects skipped images.
+        on_stage: told what is being done.
+
+    Raises:
+        InputError: images and model don't fit together, or the model has parts that can't be quantized.
+        Interrupted: a signal came while the files were written; they are complete.
+    """
+    section, seed = recipe.calibration, recipe.training.seed
+    wanted = section.batches * section.batch_size
+    indices = calibration_indices(splits.train.labels, wanted, seed)
+    warnings = []
+    if len(indices) < wanted:
+        warnings.append(
+            f"only {len(indices)} training images to calibrate on, fewer than {section.batches} batches of "
+            f"{section.batch_size}: all are taken."
+        )
+    on_stage("tracing and rewriting the model")
+    first = next(batches(splits.train, indices, 2, on_bad=on_bad, bad=bad), None)
+    if first is None:
+        raise InputError(f"No image of {splits.train.name} can be read.", "give a data folder with images.")
+    example = torch.from_numpy(first.images[:1]).expand(2, -1, -1, -1).contiguous()
+    _require_classes(module, example, facts)
+    net = rewrite(module, example, recipe)
+    on_stage(f"calibrating on {len(indices)} images")
+    source = batches(splits.train, indices, section.batch_size, on_bad=on_bad, bad=bad)
+    ranges = calibrate(net, (torch.from_numpy(b.images) for b in source), section, recipe.target)
+    warnings += _waste_warnings(ranges, section.waste_warning)
+    on_stage("measuring the float and the calibrated net")
+    net.to(device)
+    net.set_mode("float")
+    float_top1 = top1_percent(net, splits.val, device=device, on_bad=on_bad, bad=bad)
+    net.set_mode("quantize")
+    top1 = top1_percent(net, splits.val, device=device, on_bad=on_bad, bad=bad)
+    stored = StoredNet(
+        net=net.cpu(), recipe=recipe, facts=facts.model_copy(update={"ranges": [r.as_dict() for r in ranges]})
+    )
+    calibrated = Calibrated(stored, float_top1, top1, warnings)
+    with StopSignals() as signals:
+        _write_calibrated(calibrated, splits, run, data)
+    if signals.requested:
+        raise interrupted(run)
+    return calibrated
+
+
+def begin_run(run: RunFolder) -> Calibrated:
+    """A calibrated run to go on with, under the recipe that its training has reached.
+
+    Raises:
+        InputError: the folder holds no calibrated run, or its files were changed.
+    """
+    stored = load_net(run.require("calibrate", "float.pt"))
+    if checkpoint.has_checkpoint(run):  # it may have been asked for more epochs since
+        recipe = parse_recipe(checkpoint.load_state(run).recipe_toml, f"The recipe in {run / checkpoint.CHECKPOINT}")
+        stored = stored.model_copy(update={"recipe": recipe})
+    facts = run.manifest().steps["calibrate"].facts
+    float_top1, top1 = facts.get("float_top1"), facts.get("top1")
+    if not isinstance(float_top1, float) or not isinstance(top1, float):
+        raise InputError(
+            f"{run / 'manifest.json'} is damaged: it doesn't say how good the calibrated net is.",
+            "make the run again with `faq-deploy quantize --force`.",
+        )
+    return Calibrated(stored, float_top1, top1, [])
+
+
+def interrupted(run: RunFolder) -> Interrupted:
+    """The error for Ctrl-C while a run is made that can be resumed."""
+    return Interrupted(
+        f"Stopped; {run.path} is not finished.", f"continue with `faq-deploy quantize --resume -o {run.path}`."
+    )
+
+
+def _write_calibrated(calibrated: Calibrated, splits: Splits, run: RunFolder, data: DataFacts) -> None:
+    stored, seed = calibrated.stored, calibrated.stored.recipe.training.seed
+    remove_leftovers(run)
+    with ExitStack() as files:  # all are written before one gets its name: a full disk leaves an earlier run as it was
+        files.enter_context(atomic_path(run / "recipe.toml")).write_text(dump_toml(stored.recipe), "utf-8")
+        samples = files.enter_context(atomic_path(run / "samples.npz"))
+        write_samples(samples, splits.val, calibration_indices(splits.val.labels, COUNT, seed))
+        write_net(files.enter_context(atomic_path(run / "float.pt")), stored.net, stored.recipe, stored.facts)
+        clear_output(run)
+    section = stored.recipe.calibration
+    calibration = calibration_indices(splits.train.labels, section.batches * section.batch_size, seed)
+    run.record(
+        "calibrate",
+        version=__version__,
+        outputs=["float.pt", "samples.npz", "recipe.toml"],
+        versions=torch_versions(),
+        facts={
+            "data": data.model_dump(),
+            "calibration_images": [splits.train.identity(int(i)) for i in calibration[:8]],
+            "float_top1": calibrated.float_top1,
+            "top1": calibrated.top1,
+            "warnings": calibrated.warnings,
+        },
+        after=["quantize", "export", "build", "eval"],
+    )
+
+
+def _require_classes(module: torch.nn.Module, example: Tensor, facts: NetFacts) -> None:
+    shape = "x".join(map(str, example.shape[1:]))
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(
+            f"{facts.model} is a TorchScript module, which can't be rewritten.",
+            "return the nn.Module that it was scripted or traced from.",
+        )
+    with torch.inference_mode():
+        try:
+            logits = module.eval()(example)
+        except RuntimeError as error:  # what torch raises where shapes don't fit
+            other = "L for a net that takes grey" if example.shape[1] == 3 else "RGB for a net that takes colour"
+            remedy = f"set the size with --resize and --crop, and --color {other} images."
+            raise InputError(f"{facts.model} fails on images of shape {shape}: {reason(error)}.", remedy) from error
+        except Exception as error:
+            what = f"{facts.model} fails: {reason(error)} ({type(error).__name__})."
+            raise InputError(
+                what, f"correct the model: model.eval()(images) must run, with images of {shape}."
+            ) from error
+    if not isinstance(logits, Tensor):
+        return  # tracing says so with its line
+    if logits.dim() != 2:
+        raise InputError(
+            f"{facts.model} gives an output of shape {'x'.join(map(str, logits.shape[1:]))} per image, not logits.",
+            "give a classifier: one number per class and image.",
+        )
+    if logits.shape[1] != len(facts.classes):
+        raise InputError(
+            f"{facts.model} has {logits.shape[1]} classes but the data has {len(facts.classes)}.",
+            "pass --num-classes, weights with that head, or another data folder.",
+        )
+
+
+def _waste_warnings(ranges: list[ActivationRange], limit: float) -> list[str]:
+    wasteful = [r for r in ranges if r.waste > limit]
+    dead = [r.name for r in ranges if r.y == 0]
+    sentences = []
+    if wasteful:
+        worst = max(wasteful, key=lambda r: r.waste)
+        sentences.append(
+            f"{len(wasteful)} of {len(ranges)} activations lose more than {limit:.0%} of their range to rounding up to "
+            f"a power of two (most: {worst.name}, {worst.waste:.0%} of {worst.ymax:g})."
+        )
+    if dead:
+        sentences.append(f"{len(dead)} activations were always 0 in calibration: {', '.join(dead[:3])}.")
+    return sentences

@@ -1,0 +1,48 @@
+"""Errors on the command line: two lines on stderr and an exit code, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final, NoReturn
+
+import rich_click as click
+
+from engines.errors import FaqError
+
+__all__ = ["ErrorGroup"]
+
+_EXTRAS: Final = {
+    "torch": "torch",
+    "torchvision": "torch",
+    "lightning_fabric": "torch",
+    "jinja2": "torch",
+    "matplotlib": "torch",
+    "sklearn": "demo",
+    "timm": "timm",
+}
+
+
+class ErrorGroup(click.RichGroup):
+    """Turns errors that a user can act on into two lines and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except FaqError as error:
+            _fail(error.what, error.remedy, error.exit_code)
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            _fail(
+                f"`faq-deploy {ctx.invoked_subcommand}` needs {error.name}, which is not installed.",
+                f"pip install 'faq-deploy[{extra}]'",
+                3,
+            )
+        except KeyboardInterrupt:
+            _fail("stopped.", "nothing half-written was left behind; run the command again.", 130)
+
+
+def _fail(what: str, remedy: str, code: int) -> NoReturn:
+    click.echo(f"Error: {what}\nNote: {remedy}", err=True)
+    sys.exit(code)
