@@ -50,6 +50,6 @@ def parse_profile(text: str) -> Profile:
     sizes = [int(part) for part in parts if part.isascii() and part.isdigit()]
     if len(parts) != 3 or len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
         raise InputError(
-            f"profile {text!r} is not MIN:OPT:MAX batch sizes in rising order.", "pass for example --profile 1:8:32."
+            f"--batch {text} is not MIN:OPT:MAX batch sizes in rising order.", "pass for example --batch 1:8:32."
         )
     return Profile(*sizes)

@@ -129,7 +129,7 @@ class RunFolder:
             raise InputError(f"{file} is missing although the manifest lists it.", self._again(step))
         if sha256_of(file) != record.outputs[name]:
             raise InputError(
-                f"{file} was changed after faq-deploy wrote it (its sha256 is another).",
+                f"{file} was changed after `faq-deploy {_verb(step)}` wrote it (its sha256 is another).",
                 f"put it back, or {self._again(step)}",
             )
         return file
@@ -156,7 +156,7 @@ class RunFolder:
     def _first(self, step: str, steps: Mapping[str, Step]) -> str:
         """What to do where a step is still to come."""
         if step not in _QUANTIZE:
-            return f"run `faq-deploy {step.partition('/')[0]} {self.path}` first."
+            return f"run `faq-deploy {_verb(step)} {self.path}` first."
         if "calibrate" in steps:
             return f"finish it with `faq-deploy quantize --resume -o {self.path}`."
         if "train" in steps:
@@ -169,7 +169,11 @@ class RunFolder:
             return f"write it again with `faq-deploy quantize --resume -o {self.path}`."
         if step in _QUANTIZE:
             return f"make the run again with `faq-deploy quantize MODEL --data DIR -o {self.path} --force`."
-        return f"run `faq-deploy {step.partition('/')[0]} {self.path}` again."
+        return f"run `faq-deploy {_verb(step)} {self.path}` again."
+
+
+def _verb(step: str) -> str:
+    return "quantize" if step in _QUANTIZE else step.partition("/")[0]
 
 
 def _reason(error: Exception) -> str:

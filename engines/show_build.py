@@ -48,6 +48,8 @@ def build(
     profile, version = parse_profile(batch), _version()
     if source.is_file():
         folder = output or source.parent / "engines"
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder} is a file.", "name a folder with -o.")
         results = build_onnx_file(source, folder, names, sms, profile, version=version, on_event=_progress, force=force)
     elif output is not None:
         raise InputError("-o goes with an ONNX file; a run folder keeps its engines itself.", "leave out -o.")
@@ -91,19 +93,21 @@ def _print(results: Sequence[BuildResult], folder: Path) -> None:
     for result in results:
         made = result.manifest
         if made is None:
-            table.add_row(result.name, result.status, "", "", result.reason)
+            table.add_row(result.name, result.status, "", "", "")
         else:
             version = made.versions.get(made.runtime, "")
-            size, seconds = f"{made.bytes / 1e6:.2f}", f"{made.seconds:.2f}"
+            size, seconds = f"{made.bytes / 1e6:.3g}", f"{made.seconds:.2f}"
             table.add_row(result.name, result.status, size, seconds, f"{made.runtime} {version}")
     console = Console()
     console.print(table)
-    notes = dict.fromkeys(note for r in results if r.manifest for note in r.manifest.notes)
-    remedies = dict.fromkeys(r.remedy for r in results if r.manifest is None and r.remedy)
-    for note in (*notes, *remedies):
-        console.print(f"Note: {note}", soft_wrap=True, markup=False)
+    lines = list(dict.fromkeys(f"Note: {note}" for r in results if r.manifest for note in r.manifest.notes))
+    for result in results:
+        if result.manifest is None:
+            lines += [f"{result.name}: {result.reason}", f"Note: {result.remedy}"]
     if any(r.manifest for r in results):
-        console.print(f"Engines are in {folder}", soft_wrap=True, markup=False)
+        lines.append(f"Engines are in {folder}")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _as_dict(result: BuildResult) -> dict[str, object]:

@@ -246,7 +246,7 @@ def _add_profile(builder: Any, config: Any, network: Any, profile: Profile, onnx
             dynamic = True
             optimization.set_shape(tensor.name, *shapes[tensor.name])
     if dynamic and config.add_optimization_profile(optimization) < 0:
-        raise InputError(f"{onnx_path}: profile {profile} is not accepted.", "pass another --profile MIN:OPT:MAX.")
+        raise InputError(f"{onnx_path}: profile {profile} is not accepted.", "pass another --batch MIN:OPT:MAX.")
     return shapes
 
 

@@ -198,7 +198,7 @@ class TensorRTRunner:
         if isinstance(failed, self._cuda.MemoryError):
             raise CannotRunHere(
                 f"{self.name}: the GPU has too little free memory for its batches.",
-                "end other programs on the GPU, or build with a smaller --profile MIN:OPT:MAX.",
+                "end other programs on the GPU, or build with a smaller --batch MIN:OPT:MAX.",
             ) from failed
         if isinstance(failed, self._cuda.Error):
             raise CannotRunHere(f"{self.name}: CUDA failed: {failed}.", "run `faq-deploy doctor`.") from failed

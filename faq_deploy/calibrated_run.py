@@ -83,10 +83,11 @@ def calibrate_run(
     section, seed = recipe.calibration, recipe.training.seed
     wanted = section.batches * section.batch_size
     indices = calibration_indices(splits.train.labels, wanted, seed)
+    images = f"{len(indices)} training image{'s' if len(indices) != 1 else ''}"
     warnings = []
     if len(indices) < wanted:
         warnings.append(
-            f"only {len(indices)} training images to calibrate on, fewer than {section.batches} batches of "
+            f"only {images} to calibrate on, fewer than {section.batches} batches of "
             f"{section.batch_size}: all are taken."
         )
     on_stage("tracing and rewriting the model")
@@ -96,7 +97,7 @@ def calibrate_run(
     example = torch.from_numpy(first.images[:1]).expand(2, -1, -1, -1).contiguous()
     _require_classes(module, example, facts)
     net = rewrite(module, example, recipe)
-    on_stage(f"calibrating on {len(indices)} images")
+    on_stage(f"calibrating on {images}")
     source = batches(splits.train, indices, section.batch_size, on_bad=on_bad, bad=bad)
     ranges = calibrate(net, (torch.from_numpy(b.images) for b in source), section, recipe.target)
     warnings += _waste_warnings(ranges, section.waste_warning)

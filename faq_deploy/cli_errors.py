@@ -39,8 +39,24 @@ class ErrorGroup(click.RichGroup):
                 f"pip install 'faq-deploy[{extra}]'",
                 3,
             )
+        except ImportError as error:  # it is there, and a library that it needs is not
+            package = (error.name or "").partition(".")[0]
+            if package not in _EXTRAS:
+                raise
+            _fail(
+                f"{package} is installed but can't be loaded: {str(error).splitlines()[0].rstrip('.')}.",
+                f"install it again, or see `faq-deploy doctor`: pip install --force-reinstall {package}",
+                3,
+            )
+        except BrokenPipeError:  # the reader of our output left
+            raise
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            _fail(
+                f"{place}{error.strerror or error}.", "check that the file is there and may be read, and its disk.", 2
+            )
         except KeyboardInterrupt:
-            _fail("stopped.", "nothing half-written was left behind; run the command again.", 130)
+            _fail("Stopped.", "nothing half-written was left behind; run the command again.", 130)
 
 
 def _fail(what: str, remedy: str, code: int) -> NoReturn:

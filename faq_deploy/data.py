@@ -16,14 +16,22 @@ from engines.image_files import ClassOrder, class_folders, is_number
 from engines.images import ArrayImages, DataWarning, ImageFolder, ImageSet, ImageSubset, IndexArray
 from engines.preprocess import Preprocessing
 
-__all__ = ["Augment", "Splits", "calibration_indices", "default_preprocessing", "hold_out", "open_data"]
+__all__ = [
+    "VALIDATION_FOLDERS",
+    "Augment",
+    "Splits",
+    "calibration_indices",
+    "default_preprocessing",
+    "hold_out",
+    "open_data",
+]
 
 Augment = Literal["none", "shift", "cifar", "imagenet"]
 
 _DIGITS: Final = "digits"
 _CIFAR10: Final = "cifar10:"
 _DIGITS_TRAIN_FRACTION: Final = 0.75
-_VALIDATION_FOLDERS: Final = ("val", "valid", "validation", "test")
+VALIDATION_FOLDERS: Final = ("val", "valid", "validation", "test")
 _SMALL_CROP: Final = (
     64  # pixels; up to here images are of the CIFAR kind, and cropping parts out of them loses too much
 )
@@ -114,7 +122,7 @@ def open_data(
         return _with_own_split(images, ImageFolder(val_root, preprocessing, names), str(root), augment)
     if train_fraction is None:
         raise InputError(
-            f"{root} does not hold train/ and a validation folder ({', '.join(_VALIDATION_FOLDERS)}).",
+            f"{root} does not hold train/ and a validation folder ({', '.join(VALIDATION_FOLDERS)}).",
             "pass --train-fraction 0.8 to train on 80 % of its images, one folder per class, and evaluate on the rest.",
         )
     return _held_out(images, str(root), train_fraction, seed, augment)
@@ -146,7 +154,8 @@ def hold_out(labels: IndexArray, train_fraction: float, seed: int) -> tuple[Inde
     train = np.setdiff1d(np.arange(len(labels)), val)
     if not len(train) or not len(val):
         raise InputError(
-            f"A training fraction of {train_fraction} splits {len(labels)} images into {len(train)} and {len(val)}.",
+            f"A training fraction of {train_fraction} splits the images into {len(train)} for training and {len(val)} "
+            "for validation.",
             "pass another fraction, or more images.",
         )
     return train, val
@@ -202,7 +211,7 @@ def _cifar10(root: Path, part: Literal["train", "test"], preprocessing: Preproce
 
 def _split_folders(root: Path) -> tuple[Path, Path | None]:
     folders = class_folders(root)
-    val = next((root / name for name in _VALIDATION_FOLDERS if name in folders), None)
+    val = next((root / name for name in VALIDATION_FOLDERS if name in folders), None)
     # a class may be called "train": it is a split only beside a validation folder, or alone
     is_split = "train" in folders and (val is not None or len(folders) == 1)
     return (root / "train", val) if is_split else (root, None)

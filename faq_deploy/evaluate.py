@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from engines import engine_manifest
-from engines.errors import CannotRunHere
+from engines.errors import CannotRunHere, InputError
 from engines.files import sha256_of
 from engines.host import this_host
 from engines.image_batches import BadImages, OnBad, batches
@@ -112,6 +112,8 @@ def evaluate(
         for tally in others:
             if tally.runner is not None:
                 tally.runner.close()
+    if not quantized.images:
+        raise InputError(f"No image of {images.name} can be read.", "give a data folder with images.")
     stages = [t.stage() for t in (floating, quantized, *others)]
     gates, verdict = judge(stages, options.limits)
     warnings = bad.warnings()

@@ -110,7 +110,8 @@ def finetune_run(
 
     augment = splits.augment if recipe.training.augment == "auto" else recipe.training.augment
     if trains:
-        on_stage(f"fine-tuning on {len(splits.train)} images")
+        count = len(splits.train)
+        on_stage(f"fine-tuning on {count} image{'s' if count != 1 else ''}")
     try:
         result = finetune(
             net,

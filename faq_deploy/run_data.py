@@ -11,12 +11,21 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engines.errors import InputError
 from engines.image_batches import OnBad
-from engines.image_files import ClassOrder
+from engines.image_files import ClassOrder, class_folders
+from engines.images import ImageFolder, ImageSet
 from engines.preprocess import Preprocessing
 from engines.run_folder import RunFolder
-from faq_deploy.data import Splits, open_data
+from faq_deploy.data import VALIDATION_FOLDERS, Splits, default_preprocessing, open_data
 
-__all__ = ["DataFacts", "DataOptions", "data_facts", "data_of_run", "preprocessing_for", "reopen_data"]
+__all__ = [
+    "DataFacts",
+    "DataOptions",
+    "data_facts",
+    "data_of_run",
+    "preprocessing_for",
+    "reopen_data",
+    "reopen_validation",
+]
 
 _CHANNELS: Final = {"RGB": 3, "L": 1}
 _KEYS: Final = ("resize", "crop", "mean", "std", "interpolation", "color", "orientation")
@@ -112,6 +121,32 @@ def reopen_data(
         class_order=facts.class_order,
         classes=classes,
     )
+
+
+def reopen_validation(
+    facts: DataFacts, preprocessing: Preprocessing, classes: tuple[str, ...], instead: str | None = None
+) -> tuple[ImageSet, str]:
+    """The validation images of a run, and a line that describes them; the training images may be absent.
+
+    Args:
+        facts: of the run.
+        preprocessing: of the run.
+        classes: of the run, in the order of the logits.
+        instead: another place of the same data, or a folder of such images, one folder per class.
+
+    Raises:
+        InputError: they are gone, or don't fit.
+    """
+    place = instead or facts.data
+    root = Path(place).expanduser()
+    if facts.train_fraction is None and default_preprocessing(place) is None and root.is_dir():
+        folders = class_folders(root)
+        own = next((name for name in VALIDATION_FOLDERS if name in folders), None)
+        if own is not None or set(folders) <= set(classes):
+            images = ImageFolder(root if own is None else root / own, preprocessing, classes)
+            return images, f"{root}: {len(images):,} validation images, {len(classes)} classes"
+    splits = reopen_data(facts, preprocessing, classes, instead)
+    return splits.val, splits.description
 
 
 def preprocessing_for(options: DataOptions, base: Preprocessing | None) -> Preprocessing:

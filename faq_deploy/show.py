@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -97,7 +98,14 @@ def training_options(model: str | None, options: dict[str, Any]) -> QuantizeOpti
 
 
 def eval_options(options: dict[str, Any]) -> tuple[EvalOptions, str | None]:
-    """The options of `eval` from what Click parsed, and its --data."""
+    """The options of `eval` from what Click parsed, and its --data.
+
+    Raises:
+        InputError: a limit is NaN or infinite.
+    """
+    for name in ("max_drop", "max_float_drop"):
+        if options[name] is not None and not math.isfinite(options[name]):
+            raise InputError(f"--{name.replace('_', '-')} {options[name]} is no limit.", "give a number of points.")
     limits = Limits(
         max_drop=options["max_drop"],
         max_flips=options["max_flips"],
@@ -175,7 +183,7 @@ def exported(result: ExportResult, *, as_json: bool) -> None:
     _print(table)
     _print(f"{proven} of {len(result.bounds)} layers are proven exact in fp32 for every input (sums below 2^24).")
     _warn(result.warnings)
-    _print(f"{result.path}: {result.bytes / 1e6:.2f} MB")
+    _print(f"{result.path}: {result.bytes / 1e6:.3g} MB")
 
 
 def evaluated(run: Path, report: Report, *, as_json: bool) -> None:

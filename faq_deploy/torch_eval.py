@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from engines.errors import InputError
 from engines.image_batches import BadImages, OnBad, batches
 from engines.images import ImageSet
 from engines.parity import top1
@@ -31,6 +32,9 @@ def top1_percent(
         device: where the net is; None means the CPU.
         on_bad: what to do about an image that can't be read.
         bad: collects skipped images.
+
+    Raises:
+        InputError: an image can't be used, or all were skipped.
     """
     right = seen = 0
     was_training = net.training
@@ -41,4 +45,6 @@ def top1_percent(
             right += int(np.count_nonzero(top1(logits) == batch.labels))
             seen += len(batch.labels)
     net.train(was_training)
-    return 100 * right / max(seen, 1)
+    if not seen:
+        raise InputError(f"No image of {images.name} can be read.", "give a data folder with images.")
+    return 100 * right / seen

@@ -28,7 +28,15 @@ from faq_deploy.quantize import QuantizeResult, finetune_run
 from faq_deploy.recipe import Recipe, dump_toml, load_recipe, override, resolved
 from faq_deploy.report import write_html, write_json
 from faq_deploy.report_model import Report
-from faq_deploy.run_data import DataFacts, DataOptions, data_facts, data_of_run, preprocessing_for, reopen_data
+from faq_deploy.run_data import (
+    DataFacts,
+    DataOptions,
+    data_facts,
+    data_of_run,
+    preprocessing_for,
+    reopen_data,
+    reopen_validation,
+)
 from faq_deploy.samples import load_samples
 from faq_deploy.stored_net import NetFacts, load_net
 from faq_deploy.versions import engine_versions
@@ -196,9 +204,8 @@ def evaluate_verb(
     """
     loaded = load_run(run)
     net = loaded.quantized.facts
-    splits = reopen_data(loaded.data, net.preprocessing, net.classes, data)
-    total = len(splits.val)
-    report = evaluate(loaded, splits.val, splits.description, options, on_images=lambda count: on_images(count, total))
+    images, description = reopen_validation(loaded.data, net.preprocessing, net.classes, data)
+    report = evaluate(loaded, images, description, options, on_images=lambda count: on_images(count, len(images)))
     write_json(report, run / "report.json")
     write_html(report, run / "report.html")
     run.record(

@@ -34,6 +34,7 @@ def test_the_recipes_of_the_manual_are_there_under_their_own_names() -> None:
     names = list_recipes()
     assert names == (
         "cifar-float",
+        "cifar-quick",
         "digits-4bit",
         "digits-8bit",
         "digits-float",

@@ -70,7 +70,8 @@ def test_resnet18_goes_through_the_four_verbs(call: Call, here: Path) -> None:
 def test_cifar_resnet18_goes_through_all_verbs(call: Call, here: Path) -> None:
     write_images(here / "cifar10" / "train", classes=10, each=4, size=32)
     write_images(here / "cifar10" / "test", classes=10, each=1, size=32)
-    commands = [["1" if part == "30" else part for part in command] for command in block_with("resnet18-cifar")]
+    commands = block_with("resnet18-cifar")
+    commands[0] += ["--epochs", "1"]  # shortened
     assert [command[0] for command in commands] == ["train", "quantize", "export", "build", "eval"]
     assert "The same integers everywhere: 0 of" in run_all(call, commands)
 

@@ -1,0 +1,25 @@
+"""What every refusal looks like: two lines on stderr, an exit code, and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import Result
+
+__all__ = ["contents", "refusal"]
+
+
+def refusal(result: Result, code: int = 2) -> str:
+    """The error and its remedy, once the exit code and the form are right; a traceback has failed the test already."""
+    assert result.exit_code == code, result.output
+    error, note = result.stderr.strip().splitlines()[-2:]
+    assert error.startswith("Error: ")
+    assert error.endswith(".")
+    assert note.startswith("Note: ")
+    assert result.stderr.count("Error: ") == 1
+    return f"{error}\n{note}"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path in it."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
