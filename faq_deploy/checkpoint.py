@@ -9,14 +9,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from engines.errors import InputError
 from engines.files import atomic_path
 from engines.run_folder import RunFolder
+from faq_deploy.torch_file import read_torch_file, write_torch_file
 
 __all__ = [
     "CHECKPOINT",
@@ -164,14 +164,8 @@ def save_state(run: RunFolder, state: TrainingState) -> None:
         InputError: the disk is full or the folder can't be written; the checkpoint before is intact.
     """
     record = vars(state) | {"format": _FORMAT, "tally": vars(state.tally)}
-    with atomic_path(run / CHECKPOINT) as temporary, temporary.open("wb") as stream:
-        try:
-            torch.save(record, stream)
-        except RuntimeError as error:
-            # torch reports a full disk as a RuntimeError of its archive writer, raised while handling the OSError
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from error
-            raise
+    with atomic_path(run / CHECKPOINT) as temporary:
+        write_torch_file(temporary, record)
 
 
 def load_state(run: RunFolder) -> TrainingState:
@@ -189,25 +183,12 @@ def load_state(run: RunFolder) -> TrainingState:
     path = run / CHECKPOINT
     if not path.is_file():
         raise InputError(f"{run.path} holds no training to resume ({CHECKPOINT} is missing).", "run without --resume.")
-    damaged = InputError(f"{path} is damaged.", "train again from the start with --force.")
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch raises whatever its unpickler or archive reader trips over
-        raise damaged from error
-    if not isinstance(record, dict):
-        raise damaged
-    found = record.pop("format", None)
-    if isinstance(found, int) and found > _FORMAT:
-        raise InputError(
-            f"{path} was made by a newer faq-deploy (checkpoint format {found}, this one reads up to {_FORMAT}).",
-            "upgrade faq-deploy, or train again from the start with --force.",
-        )
+    remedy = "train again from the start with --force."
+    record: dict[str, Any] = read_torch_file(path, _FORMAT, remedy)
     try:
         return TrainingState(**record | {"tally": Tally(**record["tally"])})
     except (KeyError, TypeError) as error:
-        raise damaged from error
+        raise InputError(f"{path} is damaged, or not a file of faq-deploy.", remedy) from error
 
 
 def recipe_differences(saved_toml: str, recipe_toml: str) -> list[str]:

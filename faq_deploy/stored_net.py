@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from faq_deploy.graph import Graph
 from faq_deploy.net import QuantizedNet
 from faq_deploy.recipe import Recipe, dump_toml, parse_recipe
 from faq_deploy.rewrite import assemble
+from faq_deploy.torch_file import read_torch_file, write_torch_file
 
 __all__ = ["NetFacts", "StoredNet", "load_net", "save_net", "write_net"]
 
@@ -79,13 +79,7 @@ def write_net(path: Path, net: QuantizedNet, recipe: Recipe, facts: NetFacts) ->
         "facts": facts.model_dump_json(),
         "state": {key: value.detach().cpu() for key, value in net.state_dict().items()},
     }
-    with path.open("wb") as stream:
-        try:
-            torch.save(record, stream)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch's archive writer hides a full disk in a RuntimeError
-                raise error.__context__ from error
-            raise
+    write_torch_file(path, record)
 
 
 def load_net(path: Path) -> StoredNet:
@@ -94,27 +88,15 @@ def load_net(path: Path) -> StoredNet:
     Raises:
         InputError: damaged, from a newer version, or not such a file.
     """
-    damaged = InputError(f"{path} is damaged or isn't a faq-deploy net.", "run `faq-deploy quantize` again.")
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch raises whatever its unpickler or archive reader trips over
-        raise damaged from error
-    if not isinstance(record, dict) or not isinstance(record.get("format"), int):
-        raise damaged
-    if record["format"] > _FORMAT:
-        raise InputError(
-            f"{path} was made by a newer faq-deploy (format {record['format']}, this one reads up to {_FORMAT}).",
-            "upgrade faq-deploy, or make the run again with this version.",
-        )
+    remedy = "run `faq-deploy quantize` again."
+    record: dict[str, Any] = read_torch_file(path, _FORMAT, remedy)
     try:
         recipe = parse_recipe(record["recipe"], f"the recipe in {path}")
         facts = NetFacts.model_validate_json(record["facts"])
         net = assemble(Graph.from_json(record["graph"]), _parameters(record["state"]), recipe)
         net.load_state_dict(record["state"])
     except (KeyError, TypeError, AttributeError, RuntimeError, ValidationError, AssertionError) as error:
-        raise damaged from error
+        raise InputError(f"{path} is damaged, or not a file of faq-deploy.", remedy) from error
     net.set_mode("quantize")
     return StoredNet(net=net.eval(), recipe=recipe, facts=facts)
 

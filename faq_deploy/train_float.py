@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import torch
-
 from engines.files import atomic_path
 from engines.image_batches import BadImages
 from engines.run_folder import RunFolder
@@ -17,6 +15,7 @@ from faq_deploy.progress import TrainingReporter
 from faq_deploy.quantize import Batches
 from faq_deploy.recipe import dump_toml
 from faq_deploy.torch_eval import top1_percent
+from faq_deploy.torch_file import write_torch_file
 from faq_deploy.verbs import QuantizeOptions, Say, open_training, pick_device
 from faq_deploy.versions import torch_versions
 
@@ -52,8 +51,8 @@ def train_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say) -
         resume=options.resume,
     )
     path = folder / "float.pth"
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        torch.save(dict(result.best_state), stream)
+    with atomic_path(path) as temporary:
+        write_torch_file(temporary, result.best_state)
     folder.record(
         "train",
         version=__version__,

@@ -16,7 +16,7 @@ def refusal(result: Result, code: int = 2) -> str:
     assert error.startswith("Error: ")
     assert error.endswith(".")
     assert note.startswith("Note: ")
-    assert result.stderr.count("Error: ") == 1
+    assert sum(line.startswith("Error: ") for line in result.stderr.splitlines()) == 1
     return f"{error}\n{note}"
 
 
