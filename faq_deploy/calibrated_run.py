@@ -154,7 +154,16 @@ def _write_calibrated(calibrated: Calibrated, splits: Splits, run: RunFolder, da
         write_samples(samples, splits.val, calibration_indices(splits.val.labels, COUNT, seed))
         write_net(files.enter_context(atomic_path(run / "float.pt")), stored.net, stored.recipe, stored.facts)
         clear_output(run)
-    section = stored.recipe.calibration
+    try:
+        _record_calibrated(calibrated, splits, run, data)
+    except InputError:  # a full disk again: without a manifest this is no run, and would only be in the way
+        clear_output(run)
+        raise
+
+
+def _record_calibrated(calibrated: Calibrated, splits: Splits, run: RunFolder, data: DataFacts) -> None:
+    recipe = calibrated.stored.recipe
+    section, seed = recipe.calibration, recipe.training.seed
     calibration = calibration_indices(splits.train.labels, section.batches * section.batch_size, seed)
     run.record(
         "calibrate",

@@ -139,8 +139,15 @@ class MetricsLog:
         return self._file.tell()
 
     def close(self) -> None:
-        """Close the file. Queued lines are dropped: no checkpoint knows of them."""
-        self._file.close()
+        """Close the file. Queued lines are dropped: no checkpoint knows of them.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        try:
+            self._file.close()  # tries once more to write what a full disk has refused
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def _cannot_write(self, error: OSError) -> InputError:
         return InputError(

@@ -109,10 +109,10 @@ def finetune_run(
         return top1_percent(net, splits.val, device=device, on_bad=on_bad, bad=bad) if trains else calibrated.top1
 
     augment = splits.augment if recipe.training.augment == "auto" else recipe.training.augment
-    if trains:
-        count = len(splits.train)
-        on_stage(f"fine-tuning on {count} image{'s' if count != 1 else ''}")
     try:
+        if trains:
+            count = len(splits.train)
+            on_stage(f"fine-tuning on {count} image{'s' if count != 1 else ''}")
         result = finetune(
             net,
             train=Batches(splits.train, recipe, augment, workers, on_bad, bad),

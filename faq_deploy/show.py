@@ -201,7 +201,10 @@ def evaluated(run: Path, report: Report, *, as_json: bool) -> None:
     _warn(report.warnings)
     _print(headline(report))
     word = "PASSED" if report.verdict.passed else f"NOT PASSED (exit code {report.verdict.exit_code})"
-    _print(" ".join([f"{word}.", *report.verdict.sentences]))
+    first, *others = [f"{word}.", *report.verdict.sentences]
+    _print(" ".join([first, *others[:1]]))
+    for sentence in others[1:]:
+        _print(f"  {sentence}")
     _print(f"Report: {run / 'report.html'}")
 
 

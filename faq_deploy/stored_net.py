@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from engines.errors import InputError
@@ -91,11 +91,11 @@ def load_net(path: Path) -> StoredNet:
     remedy = "run `faq-deploy quantize` again."
     record: dict[str, Any] = read_torch_file(path, _FORMAT, remedy)
     try:
-        recipe = parse_recipe(record["recipe"], f"the recipe in {path}")
+        recipe = parse_recipe(record["recipe"], f"The recipe in {path}")
         facts = NetFacts.model_validate_json(record["facts"])
         net = assemble(Graph.from_json(record["graph"]), _parameters(record["state"]), recipe)
         net.load_state_dict(record["state"])
-    except (KeyError, TypeError, AttributeError, RuntimeError, ValidationError, AssertionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError, InputError) as error:
         raise InputError(f"{path} is damaged, or not a file of faq-deploy.", remedy) from error
     net.set_mode("quantize")
     return StoredNet(net=net.eval(), recipe=recipe, facts=facts)

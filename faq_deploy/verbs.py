@@ -250,8 +250,9 @@ def _with_options(calibrated: Calibrated, data: DataFacts, options: QuantizeOpti
         ("number of classes", len(net.classes), options.num_classes),
         ("training fraction", data.train_fraction, options.data.train_fraction),
         ("class order", data.class_order, options.data.class_order),
-        ("preprocessing", net.preprocessing, preprocessing_for(options.data, net.preprocessing)),
     ]
+    prepared = preprocessing_for(options.data, net.preprocessing)
+    choices += [(key, getattr(net.preprocessing, key), getattr(prepared, key)) for key in type(prepared).model_fields]
     differences += [f"{name}: {was} became {now}" for name, was, now in choices if now is not None and was != now]
     if differences:
         raise InputError(

@@ -176,6 +176,15 @@ def test_a_full_disk_is_an_error_of_the_metrics_too(tmp_path: Path) -> None:
             log.flush()
 
 
+def test_closing_the_metrics_on_a_full_disk_names_the_file_too(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / METRICS, 0)
+    log.add({"step": 1, "loss": 1.0})
+    with files_limited_to(10):
+        for call in (log.flush, log.close):
+            with pytest.raises(InputError, match=f"{METRICS} could not be written"):
+                call()
+
+
 def test_recipe_differences_name_what_changes_the_weights() -> None:
     recipe = load_recipe("faq-4bit")
     free = override(recipe, {"training.epochs": 3, "name": "mine", "description": "other words"})

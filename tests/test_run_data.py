@@ -1,0 +1,135 @@
+"""How the command line's choices become the preprocessing and the images of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engines.errors import InputError
+from engines.preprocess import Preprocessing
+from engines.run_folder import RunFolder
+from faq_deploy.run_data import (
+    DataFacts,
+    DataOptions,
+    data_facts,
+    data_of_run,
+    preprocessing_for,
+    reopen_data,
+    reopen_validation,
+)
+
+IMAGENET = Preprocessing(resize=256, crop=224)
+PLAIN = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def folder(root: Path, *classes: str, images: int = 2) -> Path:
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for index in range(images):
+            Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(root / name / f"{index}.png")
+    return root
+
+
+def test_nothing_said_is_the_weights_own_or_imagenets() -> None:
+    assert preprocessing_for(DataOptions(), None) == IMAGENET
+    assert preprocessing_for(DataOptions(), PLAIN) == PLAIN
+
+
+def test_what_is_said_replaces_that_alone() -> None:
+    given = DataOptions(resize=0, crop=0, mean=(0.1, 0.2, 0.3), interpolation="bicubic", orientation="upright")
+    wanted = Preprocessing(mean=(0.1, 0.2, 0.3), interpolation="bicubic", orientation="upright")
+    assert preprocessing_for(given, IMAGENET) == wanted
+    assert preprocessing_for(DataOptions(resize=40, crop=32), PLAIN).crop_size == (32, 32)
+
+
+def test_one_number_stands_for_all_channels() -> None:
+    found = preprocessing_for(DataOptions(mean=(0.5,), std=(0.25,)), IMAGENET)
+    assert (found.mean, found.std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_change_of_colour_carries_mean_and_std_over() -> None:
+    grey = Preprocessing(color="L", mean=(0.25,), std=(0.5,))
+    colour = preprocessing_for(DataOptions(color="RGB"), grey)
+    assert (colour.mean, colour.std) == ((0.25,) * 3, (0.5,) * 3)
+    base = Preprocessing(mean=(0.25, 0.5, 0.75), std=(0.125, 0.25, 0.375))
+    back = preprocessing_for(DataOptions(color="L"), base)
+    assert (back.mean, back.std) == ((0.5,), (0.25,))
+    assert preprocessing_for(DataOptions(color="L", mean=(0.1,)), base).mean == (0.1,)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (DataOptions(mean=(1.0, 2.0)), "--mean has 2 values, but --color RGB has 3 channels"),
+        (DataOptions(color="L", std=(1.0, 2.0, 3.0)), "--std has 3 values, but --color L has 1 channel"),
+        (DataOptions(mean=(float("inf"), 0, 0)), "--mean inf,0,0 cannot be: inf is not a finite number"),
+        (DataOptions(std=(1.0, -1.0, 1.0)), "--std 1,-1,1 cannot be: -1 is not a positive, finite number"),
+        (DataOptions(std=(1e-60,)), "1e-60 is not a positive"),  # 0 in float32
+    ],
+)
+def test_mean_or_std_that_cannot_be_is_named(options: DataOptions, what: str) -> None:
+    with pytest.raises(InputError) as caught:
+        preprocessing_for(options, IMAGENET)
+    assert what in caught.value.what
+
+
+def test_places_are_kept_absolute_and_names_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert data_facts(DataOptions("photos", 0.5), 3) == DataFacts(
+        data=str(tmp_path / "photos"), train_fraction=0.5, class_order=None, seed=3
+    )
+    assert data_facts(DataOptions("digits"), 0).data == "digits"
+    assert data_facts(DataOptions("cifar10:there"), 0).data == f"cifar10:{tmp_path / 'there'}"
+    for nothing in (None, ""):
+        with pytest.raises(InputError, match="No images were named"):
+            data_facts(DataOptions(nothing), 0)
+
+
+def test_facts_survive_the_manifest(tmp_path: Path) -> None:
+    facts = DataFacts(data="digits", train_fraction=0.5, class_order="numeric", seed=7)
+    run = RunFolder(tmp_path)
+    run.record("calibrate", version="1", facts={"data": facts.model_dump()})
+    assert data_of_run(run) == facts
+    for damaged in ({}, {"data": "digits"}, {"data": facts.model_dump() | {"seed": "x"}}):
+        run.record("calibrate", version="1", facts=damaged)
+        with pytest.raises(InputError, match="doesn't say which images"):
+            data_of_run(run)
+
+
+def test_split_of_a_run_is_the_same_when_opened_again_from_another_place(tmp_path: Path) -> None:
+    first = folder(tmp_path / "here", "a", "b", images=6)
+    second = folder(tmp_path / "there", "a", "b", images=6)
+    facts = DataFacts(data=str(first), train_fraction=0.5, class_order=None, seed=1)
+    here = reopen_data(facts, PLAIN, ("a", "b"))
+    there = reopen_data(facts, PLAIN, ("a", "b"), str(second))
+    assert [here.val.identity(i) for i in range(6)] == [there.val.identity(i) for i in range(6)]
+    assert "there" in there.description
+    validation, description = reopen_validation(facts, PLAIN, ("a", "b"), str(second))
+    assert [validation.identity(i) for i in range(6)] == [there.val.identity(i) for i in range(6)]
+    assert description == there.description
+
+
+def test_validation_needs_no_training_images(tmp_path: Path) -> None:
+    folder(tmp_path / "data" / "train", "a", "b")
+    folder(tmp_path / "data" / "val", "b", images=3)
+    bare = folder(tmp_path / "bare", "b", images=5)
+    facts = DataFacts(data=str(tmp_path / "data"), train_fraction=None, class_order=None, seed=0)
+    with pytest.warns(UserWarning, match="has no images of 1 class"):
+        images, description = reopen_validation(facts, PLAIN, ("a", "b"))
+    assert (len(images), images.labels.tolist()) == (3, [1, 1, 1])
+    assert "3 validation images, 2 classes" in description
+    with pytest.warns(UserWarning, match="has no images of 1 class"):
+        images, _ = reopen_validation(facts, PLAIN, ("a", "b"), str(bare))
+    assert images.labels.tolist() == [1] * 5
+
+
+def test_folder_named_digits_is_not_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "digits", "0", "1")
+    facts = DataFacts(data="digits", train_fraction=None, class_order=None, seed=0)
+    grey = Preprocessing(color="L", mean=(0.5,), std=(0.5,))
+    images, _ = reopen_validation(facts, grey, tuple(str(i) for i in range(10)))
+    assert len(images) == 449
