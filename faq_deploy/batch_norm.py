@@ -1,4 +1,4 @@
-"""Batch norm before quantization: folded into the layer before it, or kept as integer constants."""
+"""Batch norm before quantization: given to the layer before it, or kept with integer constants."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BatchNormMode = Literal["fold", "paper", "fit"]
 
 
 def fold(graph: Graph, state: Mapping[str, Tensor], mode: BatchNormMode) -> tuple[Graph, dict[str, Tensor]]:
-    """Remove the batch norms that inference does not need.
+    """Give every batch norm to the layer before it.
 
-    `fold` multiplies a = γ/√(σ²+ε) into the weights of the convolution or linear layer before it and
-    adds c = β - μ·a to its bias, in float64. `paper` and `fit` keep the batch norm after its layer and
-    only move that layer's bias into μ. A batch norm with no layer of its own before it (DenseNet's
-    pre-activation) becomes a 1x1 depthwise convolution in every mode: a per-channel multiply-add that
-    has integer kernels.
+    `fold` hands it over whole: the layer multiplies a = γ/√(σ²+ε) into its weights before they are quantized, and
+    c = β - μ·a becomes its bias (see `LiveNorm`). `paper` and `fit` keep a node after the layer, with constants of
+    its own. In all modes the layer's bias moves into μ, and a batch norm with no layer of its own before it
+    (DenseNet's pre-activation) becomes a 1x1 depthwise convolution: a per-channel multiply-add that has integer
+    kernels.
 
     Args:
         graph: float graph.
@@ -31,7 +31,7 @@ def fold(graph: Graph, state: Mapping[str, Tensor], mode: BatchNormMode) -> tupl
         mode: see above.
 
     Returns:
-        The new graph and its parameters; every conv and linear layer of a `fold` graph has a bias.
+        The new graph and its parameters, a live batch norm's keyed `layer.norm.weight` and so on.
     """
     nodes = graph.by_name()
     consumers = graph.consumers()
@@ -48,18 +48,23 @@ def fold(graph: Graph, state: Mapping[str, Tensor], mode: BatchNormMode) -> tupl
         own = before.kind in WEIGHTED and len(consumers[before.name]) == 1 and before.name not in graph.outputs
         if not own:
             result.append(_as_depthwise(current, kept))
-        elif mode == "fold":
-            _fold_into(before.name, node, kept)
+            continue
+        bias = kept.pop(f"{before.name}.bias", None)
+        if bias is not None:  # BN(x + b) with mean μ is BN(x) with mean μ - b
+            kept[f"{node.name}.running_mean"] = kept[f"{node.name}.running_mean"] - bias
+        if mode == "fold":
+            for key in ("weight", "bias", "running_mean", "running_var"):
+                kept[f"{before.name}.norm.{key}"] = kept.pop(f"{node.name}.{key}")
+            position = next(i for i, done in enumerate(result) if done.name == before.name)
+            settings = {f"norm_{key}": node.settings[key] for key in ("eps", "momentum")}
+            result[position] = result[position].with_settings(**settings)
             renamed[node.name] = before.name
         else:
-            bias = kept.pop(f"{before.name}.bias", None)
-            if bias is not None:  # BN(x + b) with mean μ is BN(x) with mean μ - b
-                kept[f"{node.name}.running_mean"] = kept[f"{node.name}.running_mean"] - bias
             result.append(current)
     with_bias = {n.name for n in result if n.kind == "batch_norm"}
     for node in result:
-        followed = any(r.name in with_bias for r in consumers.get(node.name, ()))
-        if node.kind in WEIGHTED and not followed and f"{node.name}.bias" not in kept:
+        normalized = "norm_eps" in node.settings or any(r.name in with_bias for r in consumers.get(node.name, ()))
+        if node.kind in WEIGHTED and not normalized and f"{node.name}.bias" not in kept:
             kept[f"{node.name}.bias"] = torch.zeros(len(kept[f"{node.name}.weight"]))
     return Graph(tuple(result), tuple(renamed.get(o, o) for o in graph.outputs)), kept
 
@@ -73,15 +78,6 @@ def _affine(node: Node, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     assert isinstance(eps, float)
     a = gamma / torch.sqrt(var + eps)
     return a, beta - mean * a
-
-
-def _fold_into(layer: str, node: Node, state: dict[str, Tensor]) -> None:
-    a, c = _affine(node, state)
-    weight = state[f"{layer}.weight"]
-    bias = state.get(f"{layer}.bias")
-    shape = (-1, *[1] * (weight.dim() - 1))
-    state[f"{layer}.weight"] = (weight.double() * a.reshape(shape)).float()
-    state[f"{layer}.bias"] = (c if bias is None else bias.double() * a + c).float()
 
 
 def _as_depthwise(node: Node, state: dict[str, Tensor]) -> Node:

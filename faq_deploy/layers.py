@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faq_deploy.fixed_point import FixedPoint, codes_of, quantize_activation, quantize_weight, step_size
+from faq_deploy.live_norm import LiveNorm
 
 __all__ = [
     "ActivationQuantizer",
@@ -102,8 +103,11 @@ class WeightedLayer(nn.Module):
     weight_exponent: Tensor
     input_exponent: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, grid: FixedPoint, per_channel: bool) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, grid: FixedPoint, per_channel: bool, norm: LiveNorm | None = None
+    ) -> None:
         super().__init__()
+        self.norm = norm
         self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
         self.grid, self.per_channel = grid, per_channel
@@ -119,23 +123,44 @@ class WeightedLayer(nn.Module):
         """int32, (channels,) or (1,): a product of codes, and so the bias, has step 2^this."""
         return self.weight_exponent + self.input_exponent
 
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Float weight and bias, a live batch norm multiplied into them: what gets quantized."""
+        if self.norm is None:
+            return self.weight, self.bias
+        a, c = self.norm.constants()
+        return self.weight * a.reshape(-1, *[1] * (self.weight.dim() - 1)), c
+
     def constants(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as the net uses them: on their grids, straight-through gradients."""
+        weight, bias = self.folded()
         if self.mode != "quantize":
-            return self.weight, self.bias
-        weight = quantize_weight(self.weight, self._exponent_for(self.weight), self.grid)
-        if self.bias is None:
+            return weight, bias
+        weight = quantize_weight(weight, self._exponent_for(weight), self.grid)
+        if bias is None:
             return weight, None
-        return weight, quantize_weight(self.bias, self.accumulator_exponent, FixedPoint(32, True))
+        return weight, quantize_weight(bias, self.accumulator_exponent, FixedPoint(32, True))
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise AssertionError("a convolution or linear layer defines this")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) float32 to (N, channels, ...)."""
+        weight, bias = self.constants()
+        if self.norm is not None and self.training:
+            normalized: Tensor = self.norm(self._product(x, weight, None))
+            return normalized
+        return self._product(x, weight, bias)
 
     def weight_codes(self) -> Tensor:
         """int8 weight codes, shape of the weight."""
-        return codes_of(self.weight.detach(), self._exponent_for(self.weight), self.grid).to(torch.int8)
+        weight = self.folded()[0].detach()
+        return codes_of(weight, self._exponent_for(weight), self.grid).to(torch.int8)
 
     def bias_codes(self) -> Tensor:
         """int32 bias codes in units of 2^accumulator_exponent, shape (channels,)."""
-        assert self.bias is not None
-        return codes_of(self.bias.detach(), self.accumulator_exponent, FixedPoint(32, True)).to(torch.int32)
+        bias = self.folded()[1]
+        assert bias is not None
+        return codes_of(bias.detach(), self.accumulator_exponent, FixedPoint(32, True)).to(torch.int32)
 
 
 class QuantizedConv(WeightedLayer):
@@ -147,27 +172,24 @@ class QuantizedConv(WeightedLayer):
         bias: Tensor | None,
         grid: FixedPoint,
         per_channel: bool,
+        norm: LiveNorm | None = None,
         *,
         stride: list[int],
         padding: list[int],
         dilation: list[int],
         groups: int,
     ) -> None:
-        super().__init__(weight, bias, grid, per_channel)
+        super().__init__(weight, bias, grid, per_channel, norm)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float32 to (N, channels, H', W')."""
-        weight, bias = self.constants()
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class QuantizedLinear(WeightedLayer):
     """Fully connected layer; see `WeightedLayer`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, features) float32 to (N, channels)."""
-        weight, bias = self.constants()
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
 

@@ -23,6 +23,7 @@ from faq_deploy.layers import (
     Reshape,
     WeightedLayer,
 )
+from faq_deploy.live_norm import LiveNorm
 from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
 
 __all__ = ["QuantizedNet", "WeightRules"]
@@ -135,16 +136,17 @@ class QuantizedNet(nn.Module):
     def refresh(self) -> None:
         """Recompute all weight exponents from the weights of now (paper 3.1.1: at every iteration)."""
         layers = list(self.weighted().values())
+        folded = [layer.folded() for layer in layers]
         found = weight_exponents(
-            [layer.weight for layer in layers],
+            [weight for weight, _ in folded],
             [layer.grid for layer in layers],
             [self.rules.of(layer.grid.bits) for layer in layers],
             per_channel=self.per_channel,
             sigma_factor=self.sigma_factor,
         )
-        for layer, exponent in zip(layers, found, strict=True):
-            if layer.bias is not None:
-                floor = bias_floor(layer.bias, layer.input_exponent)
+        for layer, (_, bias), exponent in zip(layers, folded, found, strict=True):
+            if bias is not None:
+                floor = bias_floor(bias, layer.input_exponent)
                 exponent = torch.maximum(exponent, floor if self.per_channel else floor.amax())
             # a channel 2^24 times smaller than its neighbours is dead: fp32 could not add it to them either
             layer.weight_exponent.copy_(torch.maximum(exponent, exponent.amax() - 24))
@@ -165,11 +167,12 @@ def _layer(node: Node, state: Mapping[str, Tensor], per_channel: bool, batch_nor
         bias = state.get(f"{node.name}.bias")
         grid = FixedPoint(node.integer("weight_bits"), signed=True, narrow=True)
         bias = None if bias is None else bias.clone()
+        norm = _live_norm(node, state)
         if node.kind == "linear":
-            return QuantizedLinear(weight, bias, grid, per_channel)
+            return QuantizedLinear(weight, bias, grid, per_channel, norm)
         keys = ("stride", "padding", "dilation")
         window = {key: node.integers(key) for key in keys}
-        return QuantizedConv(weight, bias, grid, per_channel, **window, groups=node.integer("groups"))
+        return QuantizedConv(weight, bias, grid, per_channel, norm, **window, groups=node.integer("groups"))
     if node.kind == "batch_norm":
         tensors = ("weight", "bias", "running_mean", "running_var")
         gamma, beta, mean, var = (state[f"{node.name}.{key}"].clone() for key in tensors)
@@ -177,6 +180,14 @@ def _layer(node: Node, state: Mapping[str, Tensor], per_channel: bool, batch_nor
         assert isinstance(eps, float) and isinstance(momentum, float) and batch_norm != "fold"
         return QuantizedBatchNorm(gamma, beta, mean, var, eps=eps, momentum=momentum, constants=batch_norm)
     return _plain_layer(node)
+
+
+def _live_norm(node: Node, state: Mapping[str, Tensor]) -> LiveNorm | None:
+    eps, momentum = node.settings.get("norm_eps"), node.settings.get("norm_momentum")
+    if not isinstance(eps, float) or not isinstance(momentum, float):
+        return None
+    keys = ("weight", "bias", "running_mean", "running_var")
+    return LiveNorm(*[state[f"{node.name}.norm.{key}"].clone() for key in keys], eps=eps, momentum=momentum)
 
 
 def _plain_layer(node: Node) -> nn.Module:

@@ -12,21 +12,57 @@ from faq_deploy.batch_norm import fold
 from faq_deploy.capture import capture
 from faq_deploy.fixed_point import step_size
 from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
+from faq_deploy.rewrite import rewrite
 from tests.nets import PreActivation, Small, with_statistics
 from tests.quantized import images, make_recipe, quantized_net
 
 
-def test_folding_multiplies_in_float64_and_rounds_once() -> None:
-    model = with_statistics(Small())
-    bn, stem = model.bn, model.stem
-    assert isinstance(bn, nn.BatchNorm2d)
-    assert isinstance(stem, nn.Conv2d)
-    graph, state = fold(*capture(model, images()), "fold")
+def test_folded_layer_computes_what_layer_and_batch_norm_did() -> None:
+    model = with_statistics(Small()).double()
+    bn = model.bn
+    graph, state = fold(*capture(model, images().double()), "fold")
     assert "batch_norm" not in {n.kind for n in graph}
-    assert bn.running_var is not None and bn.running_mean is not None
+    net = quantized_net(model.float(), make_recipe()).net.double()
+    weight, bias = net.weighted()["stem"].folded()
+    assert bias is not None and bn.running_var is not None and bn.running_mean is not None
     a = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)
-    assert torch.equal(state["stem.weight"], (stem.weight.double() * a.reshape(-1, 1, 1, 1)).float())
-    assert torch.equal(state["stem.bias"], (bn.bias.double() - bn.running_mean.double() * a).float())
+    assert torch.allclose(weight, model.stem.weight.double() * a.reshape(-1, 1, 1, 1), rtol=1e-6)
+    assert torch.allclose(bias, bn.bias.double() - bn.running_mean.double() * a, rtol=1e-5, atol=1e-6)
+    assert "stem.bias" not in state
+
+
+def test_live_norm_trains_as_the_float_net_does() -> None:
+    model = with_statistics(Small())
+    net = quantized_net(model, make_recipe()).net
+    net.set_mode("float")
+    net.train()
+    model.train()
+    found, wanted = net(images(6, seed=8)), model(images(6, seed=8))
+    assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    norm = net.weighted()["stem"].norm
+    assert norm is not None and model.bn.running_mean is not None and model.bn.running_var is not None
+    assert torch.allclose(norm.running_mean, model.bn.running_mean, atol=1e-5)
+    assert torch.allclose(norm.running_var, model.bn.running_var, rtol=1e-4)
+    for ours, theirs in (
+        (net.weighted()["stem"].weight.grad, model.stem.weight.grad),
+        (norm.weight.grad, model.bn.weight.grad),
+        (norm.bias.grad, model.bn.bias.grad),
+    ):
+        assert ours is not None and theirs is not None
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-2
+
+
+def test_live_norm_survives_a_multiplier_of_zero() -> None:
+    model = with_statistics(Small())
+    with torch.no_grad():
+        model.bn.weight[0], model.bn.weight[1] = 0.0, 1e-30
+    net = quantized_net(model, make_recipe()).net.train()
+    net.refresh()
+    net(images()).square().sum().backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in net.parameters() if p.grad is not None)
+    assert all(bool(torch.isfinite(b).all()) for b in net.buffers())
 
 
 def test_each_batch_norm_keeps_its_own_eps() -> None:
@@ -34,11 +70,8 @@ def test_each_batch_norm_keeps_its_own_eps() -> None:
     bn = model[1]
     assert isinstance(bn, nn.BatchNorm2d) and bn.running_var is not None
     bn.running_var.fill_(0.01)
-    _, state = fold(*capture(model.eval(), images()), "fold")
-    (name,) = [key for key in state if key.endswith("weight")]
-    conv = model[0]
-    assert isinstance(conv, nn.Conv2d)
-    ratio = state[name] / conv.weight.detach()
+    (layer,) = rewrite(model.eval(), images(), make_recipe()).weighted().values()
+    ratio = (layer.folded()[0] / layer.weight).detach()
     assert torch.allclose(ratio, torch.full_like(ratio, (0.01 + 0.5) ** -0.5))
 
 
@@ -55,7 +88,7 @@ def test_kept_batch_norm_takes_over_the_convolutions_bias(mode: str) -> None:
 
 def test_sync_batch_norm_is_a_batch_norm() -> None:
     plain = with_statistics(Small())
-    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain)).eval()  # type: ignore[no-untyped-call]
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain)).eval()
     first, second = (quantized_net(m, make_recipe()).net for m in (plain, synced))
     assert torch.equal(first(images()), second(images()))
 
