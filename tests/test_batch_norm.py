@@ -88,7 +88,7 @@ def test_kept_batch_norm_takes_over_the_convolutions_bias(mode: str) -> None:
 
 def test_sync_batch_norm_is_a_batch_norm() -> None:
     plain = with_statistics(Small())
-    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain)).eval()
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain)).eval()  # type: ignore[no-untyped-call]
     first, second = (quantized_net(m, make_recipe()).net for m in (plain, synced))
     assert torch.equal(first(images()), second(images()))
 
