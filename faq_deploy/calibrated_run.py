@@ -138,10 +138,11 @@ def begin_run(run: RunFolder) -> Calibrated:
     return Calibrated(stored, float_top1, top1, [])
 
 
-def interrupted(run: RunFolder) -> Interrupted:
+def interrupted(run: RunFolder, what: str = "") -> Interrupted:
     """The error for Ctrl-C while a run is made that can be resumed."""
     return Interrupted(
-        f"Stopped; {run.path} is not finished.", f"continue with `faq-deploy quantize --resume -o {run.path}`."
+        what or f"Stopped; {run.path} is not finished.",
+        f"continue with `faq-deploy quantize --resume -o {run.path}`.",
     )
 
 

@@ -16,7 +16,7 @@ from faq_deploy import __version__, checkpoint
 from faq_deploy.augment import TrainingData, epoch_order, steps_per_epoch, training_batches
 from faq_deploy.calibrated_run import Calibrated, interrupted
 from faq_deploy.data import Splits
-from faq_deploy.finetune import FinetuneResult, finetune
+from faq_deploy.finetune import FinetuneResult, Interrupted, finetune
 from faq_deploy.progress import TrainingReporter
 from faq_deploy.recipe import Recipe, dump_toml
 from faq_deploy.stored_net import StoredNet, save_net
@@ -136,6 +136,8 @@ def finetune_run(
                 reporter.note(f"nothing to do: {run.path} is calibrated, and no epochs are asked for")
             return done
         _write_quantized(calibrated.stored, done, run)
+    except Interrupted as error:
+        raise interrupted(run, error.what) from None
     except KeyboardInterrupt:
         raise interrupted(run) from None
     return done

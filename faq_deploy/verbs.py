@@ -22,7 +22,7 @@ from faq_deploy.data import Splits, default_preprocessing, open_data
 from faq_deploy.evaluate import EvalOptions, evaluate, load_run
 from faq_deploy.export import ExportResult, export_onnx
 from faq_deploy.models import LoadedModel, load_model
-from faq_deploy.output_folder import check_output
+from faq_deploy.output_folder import check_output, remove_leftovers
 from faq_deploy.progress import TrainingReporter
 from faq_deploy.quantize import QuantizeResult, finetune_run
 from faq_deploy.recipe import Recipe, dump_toml, load_recipe, override, resolved
@@ -162,6 +162,7 @@ def export_verb(run: RunFolder, check_images: int, say: Say) -> ExportResult:
     path = run.require_fresh("quantize", "quantized.pt", {"float.pt": "calibrate"})
     stored = load_net(path)
     images = load_samples(run.require("calibrate", "samples.npz"), stored.facts.preprocessing, check_images)
+    remove_leftovers(run)
     result = export_onnx(
         stored,
         run / "model.onnx",

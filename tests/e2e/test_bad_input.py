@@ -234,7 +234,7 @@ def test_without_torch_its_verbs_say_what_to_install_and_the_others_work(
         assert done.returncode == 3
         assert f"`faq-deploy {verb[0]}` needs torch, which is not installed." in done.stderr
         assert "pip install 'faq-deploy[torch]'" in done.stderr
-    for verb in (("build", run_copy, "--runtime", "onnxruntime"), ("doctor",), ("recipes",), ("--help",)):
-        done = program(*verb)
+    for arguments in (("build", run_copy, "--runtime", "onnxruntime"), ("doctor",), ("recipes",), ("--help",)):
+        done = program(*arguments)
         assert done.returncode == 0, done.stderr
     assert (run_copy / "engines" / "onnxruntime" / "model.onnx").is_file()

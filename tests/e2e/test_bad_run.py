@@ -234,8 +234,8 @@ def leave(disk: Path, free: int) -> None:
 
 def test_full_disk_leaves_what_was_there(call: Call, float_weights: Path, exported: Path, small_disk: Path) -> None:
     run = small_disk / "run"
-    command = ("quantize", "builtin:digits-resnet", "--weights", float_weights, "--data", "digits", "-o", run)
-    command = (*command, "--recipe", "digits-8bit", "--epochs", 1)
+    model = ("quantize", "builtin:digits-resnet", "--weights", float_weights, "--data", "digits", "-o", run)
+    command = (*model, "--recipe", "digits-8bit", "--epochs", 1)
     leave(small_disk, 100_000)
     message = refusal(call(*command))
     assert f"{run / 'float.pt'} could not be written: No space left on device." in message
