@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from engines.errors import InputError
 from engines.files import atomic_path
@@ -17,6 +16,7 @@ from faq_deploy import __version__, checkpoint
 from faq_deploy.calibrate import ActivationRange, calibrate
 from faq_deploy.data import Splits, calibration_indices
 from faq_deploy.interrupt import Interrupted, StopSignals
+from faq_deploy.model_fit import example_of, require_fit
 from faq_deploy.output_folder import clear_output, remove_leftovers
 from faq_deploy.recipe import Recipe, dump_toml, parse_recipe
 from faq_deploy.rewrite import rewrite
@@ -24,7 +24,6 @@ from faq_deploy.run_data import DataFacts
 from faq_deploy.samples import COUNT, write_samples
 from faq_deploy.stored_net import NetFacts, StoredNet, load_net, write_net
 from faq_deploy.torch_eval import top1_percent
-from faq_deploy.tracing import reason
 from faq_deploy.versions import torch_versions
 
 __all__ = ["Calibrated", "begin_run", "calibrate_run", "interrupted"]
@@ -91,11 +90,8 @@ def calibrate_run(
             f"{section.batch_size}: all are taken."
         )
     on_stage("tracing and rewriting the model")
-    first = next(batches(splits.train, indices, 2, on_bad=on_bad, bad=bad), None)
-    if first is None:
-        raise InputError(f"No image of {splits.train.name} can be read.", "give a data folder with images.")
-    example = torch.from_numpy(first.images[:1]).expand(2, -1, -1, -1).contiguous()
-    _require_classes(module, example, facts)
+    example = example_of(splits.train, on_bad=on_bad, bad=bad)
+    require_fit(module, example, facts.model, len(facts.classes))
     net = rewrite(module, example, recipe)
     on_stage(f"calibrating on {images}")
     source = batches(splits.train, indices, section.batch_size, on_bad=on_bad, bad=bad)
@@ -180,39 +176,6 @@ def _record_calibrated(calibrated: Calibrated, splits: Splits, run: RunFolder, d
         },
         after=["quantize", "export", "build", "eval"],
     )
-
-
-def _require_classes(module: torch.nn.Module, example: Tensor, facts: NetFacts) -> None:
-    shape = "x".join(map(str, example.shape[1:]))
-    if isinstance(module, torch.jit.ScriptModule):
-        raise InputError(
-            f"{facts.model} is a TorchScript module, which can't be rewritten.",
-            "return the nn.Module that it was scripted or traced from.",
-        )
-    with torch.inference_mode():
-        try:
-            logits = module.eval()(example)
-        except RuntimeError as error:  # what torch raises where shapes don't fit
-            other = "L for a net that takes grey" if example.shape[1] == 3 else "RGB for a net that takes colour"
-            remedy = f"set the size with --resize and --crop, and --color {other} images."
-            raise InputError(f"{facts.model} fails on images of shape {shape}: {reason(error)}.", remedy) from error
-        except Exception as error:
-            what = f"{facts.model} fails: {reason(error)} ({type(error).__name__})."
-            raise InputError(
-                what, f"correct the model: model.eval()(images) must run, with images of {shape}."
-            ) from error
-    if not isinstance(logits, Tensor):
-        return  # tracing says so with its line
-    if logits.dim() != 2:
-        raise InputError(
-            f"{facts.model} gives an output of shape {'x'.join(map(str, logits.shape[1:]))} per image, not logits.",
-            "give a classifier: one number per class and image.",
-        )
-    if logits.shape[1] != len(facts.classes):
-        raise InputError(
-            f"{facts.model} has {logits.shape[1]} classes but the data has {len(facts.classes)}.",
-            "pass --num-classes, weights with that head, or another data folder.",
-        )
 
 
 def _waste_warnings(ranges: list[ActivationRange], limit: float) -> list[str]:

@@ -23,6 +23,7 @@ from engines.runner import Runner
 from engines.tensorrt_runner import open_engine
 from faq_deploy import __version__
 from faq_deploy.certificate import certificate
+from faq_deploy.checkpoint import METRICS
 from faq_deploy.gate import Limits, judge
 from faq_deploy.report_model import Engine, Epoch, Layer, Report
 from faq_deploy.run_data import DataFacts, data_of_run
@@ -116,7 +117,8 @@ def evaluate(
         raise InputError(f"No image of {images.name} can be read.", "give a data folder with images.")
     stages = [t.stage() for t in (floating, quantized, *others)]
     gates, verdict = judge(stages, options.limits)
-    warnings = bad.warnings()
+    curve, lost = _curve(loaded.run)
+    warnings = bad.warnings() + lost
     warnings += [
         f"{t.name}: {t.differing} of {t.compared} codes differ, first in {t.first}" for t in others if t.differing
     ]
@@ -136,7 +138,7 @@ def evaluate(
         gates=gates,
         stages=stages,
         layers=_layers(loaded.quantized),
-        training=_curve(loaded.run / "metrics.jsonl"),
+        training=curve,
         engines=engines,
         warnings=warnings,
         versions=engine_versions(),
@@ -245,15 +247,21 @@ def _layers(stored: StoredNet) -> list[Layer]:
     return rows
 
 
-def _curve(path: Path) -> list[Epoch]:
-    if not path.is_file():
-        return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [
+def _curve(run: RunFolder) -> tuple[list[Epoch], list[str]]:
+    """The epochs of fine-tuning, and a warning where their record was lost: it is for the eye alone."""
+    if METRICS not in run.manifest().steps["quantize"].outputs:
+        return [], []
+    try:
+        text = run.require("quantize", METRICS).read_text("utf-8")
+    except InputError as error:
+        return [], [f"{error.what} The report shows no training curve."]
+    lines = [json.loads(line) for line in text.splitlines()]
+    epochs = [
         Epoch(epoch=line["epoch"] + 1, top1=line["top1"], loss=line["loss"], lr=line["lr"])
         for line in lines
         if line["kind"] == "epoch"
     ]
+    return epochs, []
 
 
 def _flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:

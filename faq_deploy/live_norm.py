@@ -43,18 +43,38 @@ class LiveNorm(nn.Module):
         Args:
             scaled: float32, (N, channels, ...), computed with weights w·a and no bias.
         """
-        shape = (1, -1, *[1] * (scaled.dim() - 2))
         dims = [d for d in range(scaled.dim()) if d != 1]
-        var, mean = torch.var_mean(scaled, dims, correction=0)
-        a, _ = self.constants()
-        alive = a.detach().abs() > torch.finfo(a.dtype).tiny ** 0.5  # else a² is no normal number
-        square = torch.where(alive, a.square(), 1.0)
-        plain = var / square  # of the output before a: what the batch norm would have seen
         with torch.no_grad():
+            var, mean = torch.var_mean(scaled, dims, correction=0)
+            a, _ = self.constants()
+            alive = a.abs() > torch.finfo(a.dtype).tiny ** 0.5  # else a² is no normal number
+            square = torch.where(alive, a.square(), 1.0)
             count = scaled.numel() / scaled.shape[1]
             factor = self.momentum * alive
             self.running_mean.lerp_(mean / torch.where(alive, a, 1.0), factor)
-            running = self.running_var.clone()
-            self.running_var.lerp_(plain * (count / max(count - 1, 1)), factor)
-        ratio = torch.sqrt(running + self.eps) / torch.sqrt(plain + self.eps)
-        return (scaled - mean.reshape(shape)) * ratio.reshape(shape) + self.bias.reshape(shape)
+            self.running_var.lerp_(var / square * (count / max(count - 1, 1)), factor)
+            # of the layer's plain output the batch norm would divide by √(var/a² + ε), and |a|·√(σ²+ε) is |γ|
+            var += square * self.eps
+        result: Tensor = _Normalize.apply(scaled, self.weight.abs(), self.bias, mean, var)
+        return result
+
+
+class _Normalize(torch.autograd.Function):
+    """(x - mean)/√var·weight + bias with torch's batch norm kernels; mean and var are x's own (var with its ε)."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var))
+        return torch.ops.aten.native_batch_norm(x, weight, bias, mean, var, False, 0.0, 0.0)[0]
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, mean, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, None, None, mean, scale, True, 0.0, [True, True, True]
+        )
+        return of_x, of_weight, of_bias, None, None

@@ -34,6 +34,7 @@ class LoadedModel:
         classes: names of the outputs, where published with the weights.
         source: one line for the log and the manifest.
         weights_sha256: hexadecimal, of the file the weights came from; None for random ones or a factory's own.
+        takes_num_classes: whether it can be made for another number of classes.
     """
 
     module: nn.Module
@@ -43,6 +44,7 @@ class LoadedModel:
     classes: tuple[str, ...] | None
     source: str
     weights_sha256: str | None
+    takes_num_classes: bool = True
 
 
 def load_model(
@@ -95,6 +97,7 @@ def load_model(
         classes=classes,
         source=f"{spec}, {_weights_in_words(architecture, seed)}",
         weights_sha256=architecture.weights.sha256 if architecture.weights else None,
+        takes_num_classes=architecture.takes_num_classes,
     )
 
 

@@ -49,9 +49,10 @@ def check_output(folder: Path, *, force: bool) -> RunFolder:
     present = [name for name in _FILES if (folder / name).exists()]
     if present and not force:
         whole = (folder / "manifest.json").exists()
+        resumable = whole or (folder / "checkpoint.pt").exists()
         raise InputError(
             f"{folder} already holds {'a run' if whole else f'{present[0]}, but no whole run'}.",
-            f"pass {'--resume to go on with it, ' if whole else ''}--force to replace it, or another -o.",
+            f"pass {'--resume to go on with it, ' if resumable else ''}--force to replace it, or another -o.",
         )
     return RunFolder(folder)
 

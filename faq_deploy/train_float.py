@@ -10,6 +10,7 @@ from engines.image_batches import BadImages
 from engines.run_folder import RunFolder
 from faq_deploy import __version__
 from faq_deploy.finetune import FinetuneResult, finetune
+from faq_deploy.model_fit import example_of, require_fit, require_trainable
 from faq_deploy.output_folder import check_output, clear_output, remove_leftovers
 from faq_deploy.progress import TrainingReporter
 from faq_deploy.quantize import Batches
@@ -33,11 +34,16 @@ def train_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say) -
     weights = options.weights or "random"
     loaded, splits, recipe, facts = open_training(dataclasses.replace(options, weights=weights))
     augment = splits.augment if recipe.training.augment == "auto" else recipe.training.augment
+    example = example_of(splits.train, on_bad=options.data.on_bad, bad=bad)
+    require_fit(loaded.module, example, str(options.model), len(splits.train.classes))
+    size = recipe.training.batch_size
+    require_trainable(loaded.module, example, str(options.model), min(2, size, len(splits.train)))
     net = loaded.module.to(device)
     if not options.resume:
         remove_leftovers(folder)
         clear_output(folder, also=["float.pth"])
-    say(f"training {loaded.name} on {len(splits.train)} images")
+    count = len(splits.train)
+    say(f"training {loaded.name} on {count} image{'s' if count != 1 else ''}")
     result = finetune(
         net,
         train=Batches(splits.train, recipe, augment, options.workers, options.data.on_bad, bad),

@@ -140,7 +140,8 @@ def open_training(options: QuantizeOptions) -> tuple[LoadedModel, Splits, Recipe
         seed=seed,
         class_order=facts.class_order,
     )
-    if options.weights == "random" and options.num_classes is None:  # a new head takes the data's class count
+    random = options.weights == "random" and options.num_classes is None
+    if random and loaded.takes_num_classes:  # a new head takes the data's class count
         loaded = load_model(options.model, "random", num_classes=len(splits.train.classes), seed=seed)
     return loaded, splits, resolved(recipe, options.model), facts
 

@@ -69,6 +69,18 @@ def test_single_folder_needs_a_training_fraction(call: Call, nets: Path, photos:
     assert "splits the images into 1 for training and 0 for validation" in message
 
 
+def test_training_in_float_refuses_what_quantizing_refuses(
+    call: Call, nets: Path, photos: Path, tmp_path: Path
+) -> None:
+    plain = ("--resize", 0, "--crop", SIZE, "--recipe", "digits-float", "--epochs", 1, "-o", tmp_path / "run")
+    for factory, what in (("grey", "--color L"), ("image", "not logits"), ("broken", "has no attribute 'missing'")):
+        assert what in refusal(call("train", f"{nets}:{factory}", "--data", photos, *plain))
+    result = call("train", f"{nets}:net", "--num-classes", 4, "--data", photos, *plain)
+    assert "has 4 classes but the data has 3" in refusal(result)
+    assert not (tmp_path / "run").exists()
+    assert call("train", f"{nets}:net", "--data", photos, *plain).exit_code == 0
+
+
 def test_one_image_each_is_enough(call: Call, nets: Path, tmp_path: Path) -> None:
     data = colour_folder(tmp_path / "one", ("a",), each=1)
     for options in ((), ("--target", "paper", "--set", "quantizer.batch_norm=paper")):

@@ -34,7 +34,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("neares", "nets.py has no 'neares'", "it has nearest"),
         ("number", "nets.py:number returned int, not a torch.nn.Module", "return the model"),
         ("scripted", "is a TorchScript module", "return the nn.Module that it was scripted"),
-        ("two", "returns something other than one tensor", "returns the logits"),
+        ("two", "returns tuple, something other than one tensor", "returns the logits"),
         ("image", "output of shape 3x14x14 per image, not logits", "classifier"),
         ("grey", "fails on images of shape 3x16x16", "--color L for a net that takes grey images"),
     ],

@@ -178,6 +178,17 @@ def test_build_refuses_what_makes_no_sense_in_one_sentence(
     assert "--batch 3:2:1 is not MIN:OPT:MAX" in refusal(call("build", run, "--batch", "3:2:1"))
 
 
+def test_lost_training_record_is_a_warning(call: Call, run_copy: Path) -> None:
+    (run_copy / "metrics.jsonl").write_text('{"kind": "epoch", "epo')
+    for what in ("metrics.jsonl was changed", "metrics.jsonl is missing"):
+        result = call("eval", run_copy)
+        assert result.exit_code == 0, result.output
+        assert what in result.stderr
+        assert "The report shows no training curve." in result.stderr
+        assert json.loads((run_copy / "report.json").read_text())["training"] == []
+        (run_copy / "metrics.jsonl").unlink(missing_ok=True)
+
+
 def test_eval_judges_twice_alike_and_refuses_a_limit_that_is_none(call: Call, run_copy: Path) -> None:
     verdicts = []
     for _ in range(2):

@@ -1,0 +1,74 @@
+"""Models that don't belong to the data are refused before anything costly starts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engines.errors import InputError
+from faq_deploy.model_fit import require_fit, require_trainable
+
+
+class Pair(nn.Module):
+    """Gives a pair, always or in train mode only."""
+
+    def __init__(self, *, always: bool) -> None:
+        super().__init__()
+        self.always = always
+
+    def forward(self, x: Tensor) -> object:
+        logits = x.mean((2, 3))
+        return (logits, x) if self.always or self.training else logits
+
+
+def normed(channels: int = 3) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(channels), nn.Flatten(), nn.Dropout(0.5))
+
+
+def images(count: int = 2, channels: int = 3) -> Tensor:
+    return torch.randn(count, channels, 6, 5, generator=torch.Generator().manual_seed(0))
+
+
+def test_model_that_fits_passes() -> None:
+    require_fit(normed(), images(), "m", 3)
+    require_trainable(normed(), images(), "m", 2)
+    require_trainable(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), images(), "m", 1)  # nothing to normalize
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "what", "remedy"),
+    [
+        (normed(1), images(), "m fails on images of shape 3x6x5", "--color L"),
+        (normed(3), images(channels=1), "m fails on images of shape 1x6x5", "--color RGB"),
+        (nn.Linear(9, 9), images(), "m fails on images of shape 3x6x5", "--crop"),
+        (nn.Conv2d(3, 4, 3), images(), "an output of shape 4x4x3 per image", "classifier"),
+        (Pair(always=True), images(), "m returns tuple", "logits"),
+        (normed(), images(), "m has 3 classes but the data has 4", "--num-classes"),
+    ],
+)
+def test_model_that_does_not_is_named(model: nn.Module, example: Tensor, what: str, remedy: str) -> None:
+    with pytest.raises(InputError) as caught:
+        require_fit(model, example, "m", 4)
+    assert what in caught.value.what
+    assert remedy in caught.value.remedy
+
+
+def test_batch_norm_over_one_value_is_refused_before_training() -> None:
+    with pytest.raises(InputError, match=r"m can't be trained on 1 image at a time: .*more than 1 value per channel"):
+        require_trainable(normed(), images(), "m", 1)
+
+
+def test_model_with_more_outputs_in_train_mode_is_refused() -> None:
+    require_fit(Pair(always=False), images(), "m", 3)
+    with pytest.raises(InputError, match="m gives tuple in train mode"):
+        require_trainable(Pair(always=False), images(), "m", 2)
+
+
+def test_looking_changes_neither_the_model_nor_the_random_state() -> None:
+    model = normed()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    require_trainable(model, images(), "m", 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
