@@ -90,6 +90,9 @@ def make_parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
     Args:
         description: of the benchmark.
         rounds: default number of rounds.
+
+    Returns:
+        A parser to which a benchmark adds its own.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
@@ -194,6 +197,9 @@ def random_net(name: str, images: Tensor) -> nn.Module:
     Args:
         name: such as `resnet18`.
         images: float32, shape (N, 3, H, W).
+
+    Returns:
+        The net, in fp32.
     """
     import torch
     import torchvision
@@ -228,6 +234,9 @@ def quantized(model: nn.Module, images: Tensor, recipe: Recipe) -> StoredNet:
         model: in float.
         images: float32, shape (N, 3, H, W).
         recipe: as `recipe_of` makes it.
+
+    Returns:
+        The net in quantized mode, with the facts that export needs.
     """
     from engines.preprocess import Preprocessing
     from faq_deploy.calibrate import calibrate

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Final
 
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
 from engines.errors import InputError
 from engines.files import atomic_path
-from faq_deploy.batch_norm import fold
-from faq_deploy.capture import capture
 from faq_deploy.graph import Node
+from faq_deploy.net import QuantizedNet
 
 __all__ = ["write_float_onnx"]
 
@@ -22,29 +22,35 @@ _OPSET: Final = 13
 _IR_VERSION: Final = 8
 
 
-def write_float_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+def write_float_onnx(net: QuantizedNet, example: Tensor, path: Path) -> None:
     """Write `path`: input `input` (N, C, H, W), output `logits` (N, classes), all float32.
 
     Args:
-        model: in eval mode.
-        example: float32, shape (2, C, H, W).
+        net: of batch norm mode `fold`; its float weights are taken, and its quantizers left out.
+        example: float32, shape (N, C, H, W).
         path: of the ONNX file.
 
     Raises:
         InputError: the net has an operation that this small writer doesn't know.
     """
-    graph, state = capture(model, example)
-    graph, state = fold(graph, state, "fold")
-    nodes = [_onnx_node(node, state) for node in graph if node.kind != "input"]
+    with torch.inference_mode():
+        constants: dict[str, Tensor] = {}
+        for name, layer in net.weighted().items():
+            weight, bias = layer.folded()
+            assert bias is not None, name  # `fold` gives every layer one
+            constants |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        classes = net(example).shape[1]
+    graph = net.graph
+    nodes = [_onnx_node(node, constants) for node in graph if node.kind != "input"]
     nodes.append(helper.make_node("Identity", [graph.outputs[0]], ["logits"]))
-    shape, classes = graph.by_name()["input"].integers("shape"), model(example).shape[1]
+    shape = graph.by_name()["input"].integers("shape")
     proto = helper.make_model(
         helper.make_graph(
             nodes,
             "float",
             [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", *shape])],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
-            [numpy_helper.from_array(value.detach().numpy(), name) for name, value in state.items()],
+            [numpy_helper.from_array(value.detach().numpy(), name) for name, value in constants.items()],
         ),
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
@@ -54,22 +60,24 @@ def write_float_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
         temporary.write_bytes(proto.SerializeToString())
 
 
-def _onnx_node(node: Node, state: dict[str, Tensor]) -> onnx.NodeProto:
-    constants = [f"{node.name}.weight", f"{node.name}.bias"] if node.kind in {"conv", "linear"} else []
-    kind, attributes = _operator(node, state)
-    made = helper.make_node(kind, [*node.inputs, *constants], [node.name], name=node.name)
+def _onnx_node(node: Node, constants: dict[str, Tensor]) -> onnx.NodeProto:
+    own = [f"{node.name}.weight", f"{node.name}.bias"] if node.kind in {"conv", "linear"} else []
+    kind, attributes = _operator(node, constants)
+    made = helper.make_node(kind, [*node.inputs, *own], [node.name], name=node.name)
     made.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
     return made
 
 
-def _operator(node: Node, state: dict[str, Tensor]) -> tuple[str, dict[str, int | list[int]]]:
+def _operator(node: Node, constants: dict[str, Tensor]) -> tuple[str, dict[str, int | list[int]]]:
     match node.kind:
         case "conv":
-            kernel = list(state[f"{node.name}.weight"].shape[2:])
+            kernel = list(constants[f"{node.name}.weight"].shape[2:])
             return "Conv", {"kernel_shape": kernel, "group": node.integer("groups"), **_window(node)}
         case "linear":
             return "Gemm", {"transB": 1}
-        case "relu" if node.settings["cap"] is None:
+        case "quantize" if node.text("clip") == "none":
+            return "Identity", {}
+        case "quantize" | "relu" if node.settings["cap"] is None:
             return "Relu", {}
         case "add":
             return "Add", {}

@@ -84,11 +84,11 @@ def main() -> None:
         "fold, 4 bits": quantized(model, images[:8], recipe_of(4)).net,
         "batch norm as in the paper, 8 bits": quantized(model, images[:8], recipe_of(8, batch_norm="paper")).net,
     }
-    folded = quantized(model, images[:8], recipe_of(8)).net
-    folded.set_mode("float")
+    bare = quantized(model, images[:8], recipe_of(8)).net
+    bare.set_mode("float")
     steps = {"float": _Step(model, images, labels, refreshes=False, clock=clock)}
     steps |= {name: _Step(net, images, labels, refreshes=True, clock=clock) for name, net in nets.items()}
-    steps |= {"float, batch norm folded": _Step(folded, images, labels, refreshes=False, clock=clock)}
+    steps |= {"fold, without its quantizers": _Step(bare, images, labels, refreshes=False, clock=clock)}
     seconds = interleaved(steps, arguments.rounds, clock)
     rows: list[Row] = []
     for name, step in steps.items():

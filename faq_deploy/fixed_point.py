@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -33,6 +34,8 @@ _BIAS_BITS: Final = 22
 
 # Exponents that rule `mse` tries, by weight bits: those of `max` and below.
 _CANDIDATES: Final = {4: 4, 7: 2, 8: 2}
+
+_PIECE: Final = 2**18  # float32 numbers of an activation that are quantized together: a MiB
 
 _CACHED: Final = 2**16  # float32 numbers: a quarter MiB, about a core's second-level cache with its temporaries
 
@@ -118,6 +121,13 @@ class _StraightThroughWeight(torch.autograd.Function):
         return gradient, None, None, None
 
 
+def _pieces(x: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Parts of two tensors of one layout that fit a CPU's cache together, so that memory is read once."""
+    if x.device.type != "cpu" or x.numel() <= _PIECE or not x.is_contiguous():
+        return [(x, values)]
+    return list(zip(torch.split(x.view(-1), _PIECE), torch.split(values.view(-1), _PIECE), strict=True))
+
+
 class _ClippedActivation(torch.autograd.Function):
     """ReLU (or signed clip) and quantizer in one pass; the gradient passes inside the clip range only."""
 
@@ -125,21 +135,26 @@ class _ClippedActivation(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx,
         x: Tensor,
-        exponent: Tensor,
-        min_code: float,
-        max_code: float,
-        top: float,
+        step: float,
+        codes: tuple[int, int],
+        clip: tuple[float, float],
     ) -> Tensor:
-        step = step_size(exponent)
-        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-            low = step * (0.0 if min_code == 0 else -top)
-            ctx.save_for_backward((x > low) & (x < step * top))
-        return (x * step_size(-exponent)).round_().clamp_(min_code, max_code).mul_(step)
+        values = torch.empty_like(x)
+        for part, out in _pieces(x, values):
+            torch.mul(part, 1 / step, out=out)  # a power of two: the reciprocal is exact
+            out.round_().clamp_(*codes).mul_(step)
+        # x rather than a mask of one byte: on CPUs every kernel that takes a mask is ten times slower
+        ctx.save_for_backward(x)
+        ctx.clip = clip  # type: ignore[attr-defined]
+        return values
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (inside,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient * inside, None, None, None, None
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.clip)  # type: ignore[attr-defined]
+        return passed, None, None, None
 
 
 def quantize_weight(weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
@@ -154,21 +169,22 @@ def quantize_weight(weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tenso
     return result
 
 
-def quantize_activation(x: Tensor, exponent: Tensor, grid: FixedPoint, max_code: int | None = None) -> Tensor:
+def quantize_activation(x: Tensor, exponent: int, grid: FixedPoint, max_code: int | None = None) -> Tensor:
     """`quantize` with a gradient masked outside the clip range (0, ymax), or (-ymax, ymax) if signed.
 
     Args:
         x: float32, any shape. With an unsigned grid this is ReLU and quantizer at once.
-        exponent: int32 scalar.
+        exponent: a number, not a tensor: it is fixed while the net trains, and a GPU need not be asked for it.
         grid: the codes.
         max_code: a lower top code (ReLU6 clips below the top of its grid).
 
     Source: paper 3.2 and 3.3; A25.
     """
-    top = grid.max_code + 1 if max_code is None else max_code
-    result: Tensor = _ClippedActivation.apply(
-        x, exponent, float(grid.min_code), float(grid.max_code if max_code is None else max_code), float(top)
-    )
+    step = math.ldexp(1.0, exponent)
+    top = grid.max_code if max_code is None else max_code
+    ymax = step * (top + 1 if max_code is None else top)
+    clip = (-ymax if grid.signed else 0.0, ymax)
+    result: Tensor = _ClippedActivation.apply(x, step, (grid.min_code, top), clip)
     return result
 
 

@@ -59,27 +59,29 @@ class ActivationQuantizer(nn.Module):
         self.grid, self.clip, self.cap = grid, clip, cap
         self.mode: Mode = "float"
         self.observer: Observer | None = None
+        self._exponent = 0  # the buffer's value as a number
         self.top_code = grid.max_code  # lower where a cap ends below the top of the grid
         self.register_buffer("exponent", torch.zeros((), dtype=torch.int32))
 
     def set_exponent(self, exponent: int) -> None:
         """Fix the step size to 2^exponent."""
         self.exponent.fill_(exponent)
-        self._load_top_code()
+        self._read_exponent()
 
-    def _load_top_code(self) -> None:
+    def _read_exponent(self) -> None:
+        self._exponent = int(self.exponent)
         self.top_code = self.grid.max_code
         if self.cap is not None:
-            self.top_code = min(self.top_code, round(self.cap * 2.0 ** -int(self.exponent)))
+            self.top_code = min(self.top_code, round(self.cap * 2.0**-self._exponent))
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._load_top_code()
+        self._read_exponent()
 
     def forward(self, x: Tensor) -> Tensor:
         """Any float32 tensor to values on the grid (or through the plain ReLU in float mode)."""
         if self.mode == "quantize":
-            return quantize_activation(x, self.exponent, self.grid, None if self.cap is None else self.top_code)
+            return quantize_activation(x, self._exponent, self.grid, None if self.cap is None else self.top_code)
         y = x
         if self.clip == "relu":
             y = F.relu(x) if self.cap is None else F.hardtanh(x, 0.0, self.cap)
