@@ -11,7 +11,7 @@ from typing import Final, Literal
 from engines import engine_folder, engine_manifest, onnx_facts
 from engines.engine_folder import WantedEngine
 from engines.engine_manifest import EngineManifest
-from engines.errors import CannotRunHere, FaqError, InputError
+from engines.errors import CannotRunHere, FaqError, InputError, WriteError
 from engines.host import Host, RuntimeName, this_host
 from engines.lint import lint
 from engines.onnx_facts import OnnxFacts
@@ -222,6 +222,8 @@ def _make(wanted: WantedEngine, job: _Job) -> BuildResult:
     try:
         manifest = engine_folder.build(folder, wanted, job.facts, job.profile, job.version)
         result = BuildResult(wanted.name, "built", manifest)
+    except WriteError:
+        raise  # the next engine would not fit either
     except FaqError as error:
         result = _without_engine(wanted, error, "failed")
     job.tell(BuildEvent(wanted.name, "stop", time.perf_counter() - started, result.status))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CannotRunHere", "FaqError", "InputError"]
+__all__ = ["CannotRunHere", "FaqError", "InputError", "WriteError"]
 
 
 class FaqError(Exception):
@@ -26,6 +26,10 @@ class FaqError(Exception):
 
 class InputError(FaqError):
     """Bad usage or bad input (exit code 2)."""
+
+
+class WriteError(InputError):
+    """A file could not be written: a full disk, or no permission (exit code 2)."""
 
 
 class CannotRunHere(FaqError):

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engines.errors import InputError
+from engines.errors import WriteError
 
 __all__ = ["atomic_path", "sha256_of", "write_atomic"]
 
@@ -26,7 +26,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         A path in the same folder, to be written by the caller.
 
     Raises:
-        InputError: the folder can't be written, or the disk is full; nothing is left behind.
+        WriteError: the folder can't be written, or the disk is full; nothing is left behind.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write bytes or UTF-8 text so that `path` holds all of it or is unchanged.
 
     Raises:
-        InputError: the folder can't be written, or the disk is full.
+        WriteError: the folder can't be written, or the disk is full.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -74,9 +74,9 @@ def _umask() -> int:
     return mask
 
 
-def _cannot_write(path: Path, error: OSError) -> InputError:
+def _cannot_write(path: Path, error: OSError) -> WriteError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return InputError(
+    return WriteError(
         f"{path} could not be written: {error.strerror or error}.",
         "free some disk space, or choose another disk." if full else "choose a folder that can be written.",
     )

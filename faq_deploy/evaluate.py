@@ -173,10 +173,13 @@ def _stages(loaded: LoadedRun, options: EvalOptions) -> tuple[list[Tally], list[
     steps = loaded.run.manifest().steps
     built = [name.removeprefix("build/") for name in steps if name.startswith("build/")]
     missing = [name for name in options.engines or () if name not in built]
-    tallies += [
-        Tally(f"engine {name}", "engine", None, skipped="it was not built: run `faq-deploy build`.") for name in missing
-    ]
-    rows = [Engine(name=name, status="skipped", note="it was not built") for name in missing]
+    if missing:
+        there = f"built are {', '.join(built)}; " if built else ""
+        raise InputError(
+            f"{loaded.run.path} has no engine {missing[0]}.",
+            f"{there}build more with `faq-deploy build {loaded.run.path}`.",
+        )
+    rows: list[Engine] = []
     for name in built:
         if options.engines is not None and name not in options.engines:
             continue

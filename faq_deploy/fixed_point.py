@@ -149,9 +149,7 @@ class _ClippedActivation(torch.autograd.Function):
         return values
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
         passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.clip)  # type: ignore[attr-defined]
         return passed, None, None, None

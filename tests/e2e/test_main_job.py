@@ -119,3 +119,10 @@ def test_samples_are_pixels_of_validation_images(exported: Path) -> None:
         assert samples["pixels"].shape == (32, 8, 8, 1)
         assert samples["pixels"].dtype == np.uint8
         assert len(set(samples["labels"].tolist())) == 10
+
+
+def test_engine_that_was_not_built_is_named(call: Call, run_copy: Path) -> None:
+    result = call("eval", run_copy, "--engine", "tensorrt-typo", "--allow-skip")
+    assert result.exit_code == 2
+    assert "has no engine tensorrt-typo." in result.output
+    assert "built are onnxruntime" in result.output
