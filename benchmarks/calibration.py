@@ -71,7 +71,7 @@ def main() -> None:
             {
                 "case": name,
                 "s": statistics.median(seconds[name]),
-                "+-, %": 100 * noise(seconds[name]),
+                **noise(seconds[name]),
                 "by float forward": ratio,
                 **goal(ratio, at_most=_RATIO if name != "float forward" else None),
             }

@@ -48,6 +48,9 @@ Clock = Callable[[], float]
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _SEED: Final = 0
+_TOO_NOISY: Final = 10.0  # percent: more than what the goals leave room for
+
+_NOISE: Final = "+-, %"  # the column of `noise`
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,9 @@ def median_ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(mine / other for mine, other in zip(seconds, base, strict=True))
 
 
-def noise(seconds: Sequence[float]) -> float:
-    """Half the spread of the rounds, as a share of their median."""
-    return (max(seconds) - min(seconds)) / 2 / statistics.median(seconds)
+def noise(seconds: Sequence[float]) -> dict[str, Cell]:
+    """The cell that says how noisy a median is: half the spread of the rounds in percent of it."""
+    return {_NOISE: 100 * (max(seconds) - min(seconds)) / 2 / statistics.median(seconds)}
 
 
 def goal(value: float, *, at_most: float | None = None, at_least: float | None = None) -> dict[str, Cell]:
@@ -183,6 +186,8 @@ def publish(title: str, machine: Machine, rows: Sequence[Row], arguments: argpar
     lines = [columns, ["---"] * len(columns), *[[_text(row.get(column)) for column in columns] for row in rows]]
     for line in lines:
         print("| " + " | ".join(line) + " |")
+    if any(isinstance(spread := row.get(_NOISE), float) and spread > _TOO_NOISY for row in rows):
+        print(f"\nSome rounds differ by over {_TOO_NOISY:g} % from their median: repeat on a quiet machine.")
     if arguments.json is not None:
         options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
         record = {"title": title, "machine": asdict(machine), "arguments": options, "rows": list(rows)}

@@ -129,7 +129,7 @@ def _rows(
                 "batch": len(pieces[0]),
                 "file": name,
                 "images/s": images / statistics.median(seconds[name]),
-                "+-, %": 100 * noise(seconds[name]),
+                **noise(seconds[name]),
                 "by fp32": ratio,
                 **goal(ratio, at_least=_RATIO if name in _WANTED else None),
                 "logits differ from PyTorch's by": compared[name],

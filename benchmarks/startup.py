@@ -48,7 +48,7 @@ def main() -> None:
             {
                 "command": f"`{name}`",
                 "s": median,
-                "+-, %": 100 * noise(seconds[name]),
+                **noise(seconds[name]),
                 "of CPU time": statistics.median(cpu[name][1:]),
                 **goal(median, at_most=_SECONDS if name != _BARE else None),
             }

@@ -99,7 +99,7 @@ def main() -> None:
             {
                 "net": name,
                 "step, s": statistics.median(seconds[name]),
-                "+-, %": 100 * noise(seconds[name]),
+                **noise(seconds[name]),
                 "by float": ratio,
                 **goal(ratio, at_most=_RATIO if name in nets else None),
                 "refresh, ms": 1000 * statistics.median(refresh) if step.refreshes else None,
