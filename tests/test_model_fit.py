@@ -31,9 +31,12 @@ def images(count: int = 2, channels: int = 3) -> Tensor:
 
 
 def test_model_that_fits_passes() -> None:
-    require_fit(normed(), images(), "m", 3)
-    require_trainable(normed(), images(), "m", 2)
+    model = normed()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    require_fit(model, images(), "m", 3)
+    require_trainable(model, images(), "m", 2)
     require_trainable(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), images(), "m", 1)  # nothing to normalize
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

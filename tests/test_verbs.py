@@ -34,7 +34,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     colour_folder(folder / "photos")
     torch.manual_seed(3)
     torch.save({"conv.weight": torch.randn(8, 3, 3, 3), "conv.bias": torch.zeros(8)}, folder / "part.pth")
-    state = torch.load(folder / "part.pth") | {"linear.weight": torch.randn(3, 8), "linear.bias": torch.zeros(3)}
+    part = torch.load(folder / "part.pth", weights_only=True)
+    state = part | {"linear.weight": torch.randn(3, 8), "linear.bias": torch.zeros(3)}
     torch.save(state, folder / "w.pth")
     torch.save(state | {"linear.bias": torch.ones(3)}, folder / "other.pth")
     return folder
