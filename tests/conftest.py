@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["COLUMNS"] = "120"
 for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "GITHUB_ACTIONS", "PY_COLORS"):
     os.environ.pop(name, None)
+
+# A runner that starts the tests in the background hands down a deaf Ctrl-C, and some tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: a first call imports torch. In CI the same examples each time, so that only a change can break it.
 settings.register_profile("faq-deploy", deadline=None, derandomize=os.environ.get("CI") == "true")
