@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,10 +49,6 @@ class TorchRunner:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-class _HasCodes(Protocol):
-    def codes(self, batch: FloatArray) -> dict[str, IntArray]: ...
 
 
 def is_code_runner(runner: Runner) -> bool:
