@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from faq_deploy.graph import WEIGHTED, Graph, Node, Setting
+from faq_deploy.affine import as_depthwise, fold_affines
+from faq_deploy.graph import WEIGHTED, Graph, Node
 
 __all__ = ["BatchNormMode", "fold"]
 
@@ -17,13 +18,13 @@ BatchNormMode = Literal["fold", "paper", "fit"]
 
 
 def fold(graph: Graph, state: Mapping[str, Tensor], mode: BatchNormMode) -> tuple[Graph, dict[str, Tensor]]:
-    """Give every batch norm to the layer before it.
+    """Give every batch norm, and every multiply-add by constants, to the layer before it.
 
-    `fold` hands it over whole: the layer multiplies a = γ/√(σ²+ε) into its weights before they are quantized, and
-    c = β - μ·a becomes its bias (see `LiveNorm`). `paper` and `fit` keep a node after the layer, with constants of
-    its own. In all modes the layer's bias moves into μ, and a batch norm with no layer of its own before it
-    (DenseNet's pre-activation) becomes a 1x1 depthwise convolution: a per-channel multiply-add that has integer
-    kernels.
+    `fold` hands a batch norm over whole: the layer multiplies a = γ/√(σ²+ε) into its weights before they are
+    quantized, and c = β - μ·a becomes its bias (see `LiveNorm`). `paper` and `fit` keep a node after the layer, with
+    constants of its own (not after a transposed convolution). In all modes the layer's bias moves into μ, and a batch
+    norm with no layer of its own before it (DenseNet's pre-activation) becomes a 1x1 depthwise convolution: a
+    per-channel multiply-add that has integer kernels.
 
     Args:
         graph: float graph.
@@ -33,40 +34,42 @@ def fold(graph: Graph, state: Mapping[str, Tensor], mode: BatchNormMode) -> tupl
     Returns:
         The new graph and its parameters, a live batch norm's keyed `layer.norm.weight` and so on.
     """
+    kept = dict(state)
+    graph = fold_affines(graph, kept)
     nodes = graph.by_name()
     consumers = graph.consumers()
-    kept = dict(state)
-    result: list[Node] = []
+    result: dict[str, Node] = {}
     renamed: dict[str, str] = {}
     for node in graph:
-        inputs = tuple(renamed.get(i, i) for i in node.inputs)
-        current = dataclasses.replace(node, inputs=inputs)
+        current = dataclasses.replace(node, inputs=tuple(renamed.get(i, i) for i in node.inputs))
         if node.kind != "batch_norm":
-            result.append(current)
+            result[node.name] = current
             continue
         before = nodes[node.inputs[0]]
         own = before.kind in WEIGHTED and len(consumers[before.name]) == 1 and before.name not in graph.outputs
         if not own:
-            result.append(_as_depthwise(current, kept))
+            result |= {made.name: made for made in as_depthwise(current, kept, *_affine(current, kept))}
             continue
         bias = kept.pop(f"{before.name}.bias", None)
         if bias is not None:  # BN(x + b) with mean μ is BN(x) with mean μ - b
             kept[f"{node.name}.running_mean"] = kept[f"{node.name}.running_mean"] - bias
-        if mode == "fold":
+        if mode == "fold" or before.kind == "conv_transpose":
             for key in ("weight", "bias", "running_mean", "running_var"):
                 kept[f"{before.name}.norm.{key}"] = kept.pop(f"{node.name}.{key}")
-            position = next(i for i, done in enumerate(result) if done.name == before.name)
             settings = {f"norm_{key}": node.settings[key] for key in ("eps", "momentum")}
-            result[position] = result[position].with_settings(**settings)
+            result[before.name] = result[before.name].with_settings(**settings)
             renamed[node.name] = before.name
         else:
-            result.append(current)
-    with_bias = {n.name for n in result if n.kind == "batch_norm"}
-    for node in result:
-        normalized = "norm_eps" in node.settings or any(r.name in with_bias for r in consumers.get(node.name, ()))
-        if node.kind in WEIGHTED and not normalized and f"{node.name}.bias" not in kept:
-            kept[f"{node.name}.bias"] = torch.zeros(len(kept[f"{node.name}.weight"]))
-    return Graph(tuple(result), tuple(renamed.get(o, o) for o in graph.outputs)), kept
+            result[node.name] = current
+    normalized = {n.inputs[0] for n in result.values() if n.kind == "batch_norm"}
+    for node in result.values():
+        plain = node.kind in WEIGHTED and "norm_eps" not in node.settings and node.name not in normalized
+        if plain and f"{node.name}.bias" not in kept:
+            weight = kept[f"{node.name}.weight"]
+            transposed = node.kind == "conv_transpose"
+            count = weight.shape[1] * node.integer("groups") if transposed else len(weight)
+            kept[f"{node.name}.bias"] = torch.zeros(count)
+    return Graph(tuple(result.values()), tuple(renamed.get(o, o) for o in graph.outputs)), kept
 
 
 def _affine(node: Node, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -78,17 +81,3 @@ def _affine(node: Node, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     assert isinstance(eps, float)
     a = gamma / torch.sqrt(var + eps)
     return a, beta - mean * a
-
-
-def _as_depthwise(node: Node, state: dict[str, Tensor]) -> Node:
-    a, c = _affine(node, state)
-    state[f"{node.name}.weight"] = a.float().reshape(-1, 1, 1, 1)
-    state[f"{node.name}.bias"] = c.float()
-    settings: dict[str, Setting] = {
-        "stride": [1, 1],
-        "padding": [0, 0],
-        "dilation": [1, 1],
-        "groups": len(a),
-        "affine": True,
-    }
-    return Node(node.name, "conv", node.inputs, settings, node.source)

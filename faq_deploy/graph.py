@@ -16,25 +16,41 @@ Setting = bool | int | float | str | list[int] | None
 
 Kind = Literal[
     "input",
+    "constant",
     "conv",
+    "conv_transpose",
     "linear",
     "batch_norm",
+    "affine",
+    "norm",
     "relu",
+    "prelu",
+    "unary",
     "quantize",
     "add",
+    "sub",
+    "mul",
     "cat",
     "max_pool",
     "avg_pool",
     "global_avg_pool",
+    "adaptive_avg_pool",
+    "resize",
+    "pad",
+    "permute",
+    "slice",
     "flatten",
     "reshape",
     "dropout",
+    "stochastic_depth",
 ]
 
-WEIGHTED: Final = frozenset({"conv", "linear"})
+WEIGHTED: Final = frozenset({"conv", "conv_transpose", "linear"})
 
-# These commute with a quantizer: their output holds a subset of their input's codes.
-TRANSPARENT: Final = frozenset({"max_pool", "flatten", "reshape", "dropout", "cat"})
+# These only move codes, and so does resizing to the nearest: see `Node.moves_codes`.
+TRANSPARENT: Final = frozenset(
+    {"max_pool", "flatten", "reshape", "dropout", "stochastic_depth", "cat", "pad", "permute", "slice"}
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,7 @@ class Node:
         inputs: names of the nodes it reads.
         settings: JSON values (strides, bits, ...).
         source: module path and source line in the user's model, for messages.
+        module: path of the module it ran in, for choices by name.
     """
 
     name: str
@@ -54,6 +71,17 @@ class Node:
     inputs: tuple[str, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
     source: str = ""
+    module: str = ""
+
+    @property
+    def is_float(self) -> bool:
+        """The user keeps it in float: it neither needs codes nor claims exactness."""
+        return bool(self.settings.get("float"))
+
+    @property
+    def moves_codes(self) -> bool:
+        """Its output holds codes of its input (and zeros): it needs no quantizer of its own."""
+        return self.kind in TRANSPARENT or (self.kind == "resize" and self.settings["mode"] != "linear")
 
     def integer(self, key: str) -> int:
         """An integer setting."""
@@ -119,7 +147,8 @@ class Graph:
         try:
             raw = json.loads(text)
             nodes = tuple(
-                Node(n["name"], n["kind"], tuple(n["inputs"]), dict(n["settings"]), n["source"]) for n in raw["nodes"]
+                Node(n["name"], n["kind"], tuple(n["inputs"]), dict(n["settings"]), n["source"], n.get("module", ""))
+                for n in raw["nodes"]
             )
             graph = Graph(nodes, tuple(raw["outputs"]))
         except (ValueError, KeyError, TypeError) as error:

@@ -13,6 +13,12 @@ __all__ = ["Cpu", "Target", "place_quantizers"]
 Target = Literal["tensorrt", "onnxruntime", "paper"]
 Cpu = Literal["any", "vnni"]
 
+_POOLS: Final = frozenset({"avg_pool", "global_avg_pool", "adaptive_avg_pool"})
+# exact on codes alone: they read quantized tensors
+_READ_CODES: Final = _POOLS | {"mul", "norm", "prelu", "unary", "resize"}
+# their results have more digits than an engine keeps: a quantizer stands right behind them
+_MAKE_FLOATS: Final = frozenset({"norm", "prelu", "unary"})
+_NON_NEGATIVE: Final = frozenset({"sigmoid", "hardsigmoid", "exp", "softplus", "square", "abs", "sqrt"})
 _AFFINE_BITS: Final = 8
 _SPECIAL_BITS: Final = 8  # first and last weights, last ReLU, classifier input, signed activations
 
@@ -46,20 +52,24 @@ class _Placement:
         self.group: dict[str, str] = {}  # producers that share one exponent -> name of the group
 
     def run(self) -> Graph:
-        for node in self.graph:
+        own = [node for node in self.graph if not node.is_float]
+        for node in own:
             if node.kind == "relu" and not self._only_output(node):
                 self._require(node.name)
-            if node.kind in WEIGHTED or node.kind in {"avg_pool", "global_avg_pool"}:
-                self._require(node.inputs[0])
+            if node.kind in WEIGHTED | _READ_CODES and not node.moves_codes:
+                for name in node.inputs:
+                    self._require(name)
+            if node.kind in _MAKE_FLOATS:
+                self._require(node.name)
         if self.target != "paper":
-            for node in self.graph:
+            for node in own:
                 if node.kind == "cat" and not self._only_output(node):
                     self._require(node.name)
-        for node in self.graph:
-            if node.kind == "add":
+        for node in own:
+            if node.kind in {"add", "sub"}:
                 self._place_add(node)
         if self.target == "onnxruntime":
-            for node in self.graph:
+            for node in own:
                 if node.kind in WEIGHTED and self._leaves_float(node):
                     self._require(node.name)
         return self._insert()
@@ -77,7 +87,7 @@ class _Placement:
 
     def _producers(self, name: str) -> list[str]:
         node = self.nodes[name]
-        if node.kind not in TRANSPARENT:
+        if not node.moves_codes:
             return [name]
         found = [p for i in node.inputs for p in self._producers(i)]
         if node.kind == "cat":
@@ -118,7 +128,7 @@ class _Placement:
         ends = _ends(self.graph)
         for node in self.graph:
             current = dataclasses.replace(node, inputs=tuple(renamed.get(i, i) for i in node.inputs))
-            if node.kind in WEIGHTED:
+            if node.kind in WEIGHTED and not node.is_float:
                 current = current.with_settings(weight_bits=self._weight_bits(node, ends))
             if node.name not in self.quantized:
                 result.append(current)
@@ -135,6 +145,8 @@ class _Placement:
             bits = _AFFINE_BITS
         else:
             bits = _SPECIAL_BITS if node.name in ends.first | ends.last else self.bits
+            chosen = node.settings.get("chosen_bits")
+            bits = chosen if isinstance(chosen, int) else bits
         narrow_weights = self.target == "onnxruntime" and self.cpu == "any" and bits == 8
         if narrow_weights and any(self.nodes[p].kind == "input" for p in self._producers(node.inputs[0])):
             return 7  # 2 x 255 x 63 < 2^15: the image keeps its 8 bits (S11)
@@ -144,6 +156,8 @@ class _Placement:
         signed = not self._non_negative(node.name)
         inner = node.kind == "relu" and node.name not in ends.last_relus
         bits = self.bits if inner and self.bits < 8 else _SPECIAL_BITS
+        chosen = node.settings.get("chosen_bits") if node.kind == "relu" else None
+        bits = chosen if isinstance(chosen, int) else bits
         if not signed and bits == 8 and self.target != "paper" and self.cpu == "any":
             bits = 7  # 0..127: half of TensorRT's signed INT8 (F1), and exact on CPUs without VNNI (S13)
         if self._portable_signed(node):
@@ -157,7 +171,7 @@ class _Placement:
             "group": self.group.get(node.name),
             "pooled_from": None,
         }
-        if node.kind in {"avg_pool", "global_avg_pool"}:
+        if node.kind in _POOLS:
             settings["pooled_from"] = self._producers(node.inputs[0])[0]
         return Node(name, "quantize", inputs, settings, node.source)
 
@@ -173,14 +187,18 @@ class _Placement:
     def _readers(self, name: str) -> list[Node]:
         found: list[Node] = []
         for reader in self.consumers[name]:
-            found += self._readers(reader.name) if reader.kind in TRANSPARENT else [reader]
+            found += self._readers(reader.name) if reader.moves_codes else [reader]
         return found
 
     def _non_negative(self, name: str) -> bool:
         node = self.nodes[name]
         if node.kind == "relu":
             return True
-        passes = node.kind in TRANSPARENT | {"avg_pool", "global_avg_pool", "add"}
+        if node.kind == "unary":
+            gain = node.settings["gain"]
+            assert isinstance(gain, float)
+            return node.settings["function"] in _NON_NEGATIVE and gain >= 0
+        passes = node.kind in TRANSPARENT | _POOLS | {"add", "mul", "resize"}
         return passes and all(self._non_negative(i) for i in node.inputs)
 
 

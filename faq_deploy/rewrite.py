@@ -5,28 +5,31 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.errors import InputError
 from faq_deploy.batch_norm import fold
-from faq_deploy.capture import capture
+from faq_deploy.capture import Captured, capture
 from faq_deploy.graph import WEIGHTED, Graph
 from faq_deploy.net import QuantizedNet, WeightRules
 from faq_deploy.place import place_quantizers
 from faq_deploy.recipe import Recipe, resolved, weight_rule_for
+from faq_deploy.tracing import evaluating
 
 __all__ = ["assemble", "rewrite"]
 
 _SAME_NET = 1e-3  # relative: folding changes the last bits of fp32, a wrong rewrite changes the first
 
 
-def rewrite(model: nn.Module, example: Tensor, recipe: Recipe) -> QuantizedNet:
+def rewrite(model: nn.Module, example: Tensor, recipe: Recipe, output: str | None = None) -> QuantizedNet:
     """Trace, deal with batch norms, place quantizers, assemble; the result still computes in float.
 
     Args:
         model: float model in fp32.
         example: float32 batch of at least two images, shape (N, C, H, W).
         recipe: bits, target and quantizer choices.
+        output: label of the output to keep, where the model returns several (see `capture`).
 
     Returns:
         A net in mode `float` whose logits equal the model's up to fp32 rounding.
@@ -38,14 +41,15 @@ def rewrite(model: nn.Module, example: Tensor, recipe: Recipe) -> QuantizedNet:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} holds NaN or infinite values.", "check the checkpoint it was loaded from.")
-    source = copy.deepcopy(model).float().eval()
-    graph, state = capture(source, example[:2])
-    if not any(node.kind in WEIGHTED for node in graph):
+    half = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    source = copy.deepcopy(model).float() if half else model
+    captured = capture(source, example[:2], output)
+    if not any(node.kind in WEIGHTED for node in captured.graph):
         raise InputError("the model has no convolution or linear layer to quantize.", "give a convolutional net.")
-    graph, state = fold(graph, state, recipe.quantizer.batch_norm)
+    graph, state = fold(captured.graph, captured.state, recipe.quantizer.batch_norm)
     graph = place_quantizers(graph, bits=recipe.bits, target=recipe.target, cpu=recipe.cpu)
     net = assemble(graph, state, recipe).eval()
-    _check_same(source, net, example)
+    _check_same(source, captured, net, example)
     return net
 
 
@@ -64,13 +68,15 @@ def assemble(graph: Graph, state: dict[str, Tensor], recipe: Recipe) -> Quantize
     )
 
 
-def _check_same(model: nn.Module, net: QuantizedNet, example: Tensor) -> None:
-    with torch.inference_mode():
-        wanted, found = model(example), net(example)
-    if not isinstance(wanted, Tensor):
-        return
-    scale = wanted.abs().amax().clamp_min(1e-6)
-    error = float((wanted - found).abs().amax() / scale)
+def _check_same(model: nn.Module, captured: Captured, net: QuantizedNet, example: Tensor) -> None:
+    with evaluating(model), torch.inference_mode():
+        wanted, found = captured.select(model(example)), net(example)
+    outputs = (found,) if isinstance(found, Tensor) else found
+    error = 0.0
+    for expected, output in zip(wanted, outputs, strict=True):
+        tail = {"softmax": F.softmax, "log_softmax": F.log_softmax}.get(captured.tail)
+        computed = tail(output, 1) if tail is not None else output
+        error = max(error, float((expected - computed).abs().amax() / expected.abs().amax().clamp_min(1e-6)))
     if not error <= _SAME_NET:
         raise InputError(
             f"the traced graph does not reproduce the model (relative difference {error:.2g}).",

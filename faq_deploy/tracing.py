@@ -1,118 +1,202 @@
-"""From an nn.Module to a torch.fx graph whose nodes know their shapes and source lines."""
+"""From an nn.Module to a functional graph of aten ops whose nodes know their shapes and source lines."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import linecache
+import logging
 import re
-from collections.abc import Callable
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from engines.errors import InputError
+from faq_deploy.dropout_marks import marked_dropouts
 
-__all__ = ["BatchNorm", "TensorShape", "reason", "source_of", "trace"]
+__all__ = ["BATCH", "Traced", "evaluating", "labelled", "module_path", "operation", "reason", "source_of", "trace"]
 
-BatchNorm = _BatchNorm  # the base of BatchNorm1d/2d/3d, SyncBatchNorm and timm's BatchNormAct2d
-
-
-class TensorShape(tuple[int, ...]):
-    """What shape propagation found for a tensor node (plain values are kept as they are)."""
-
-
-class _LeafTracer(fx.Tracer):
-    record_stack_traces = True
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # subclasses of BatchNorm open into chains of asserts otherwise (T1)
-        return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
+# The traced batch size: a prime, so that the batch is found again in every shape, however the model reshapes. The
+# tensors are fake, so it costs nothing.
+BATCH: Final = 1009
 
 
-class _ShapeRecorder(fx.Interpreter):
-    def run_node(self, n: fx.Node) -> Any:
-        try:
-            value = super().run_node(n)
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(
-                f"the model fails at {source_of(n) or n.name} on an example input: {reason(error)}.",
-                "check that the input size and the number of channels fit the model (--resize, --crop, --color).",
-            ) from error
-        n.meta["value"] = TensorShape(value.shape) if isinstance(value, Tensor) else value
-        if isinstance(value, Tensor):
-            n.meta["dtype"] = value.dtype
-        return value
+@dataclass(frozen=True)
+class Traced:
+    """A model as aten ops.
+
+    Attributes:
+        graph: functional; only ops that depend on the inputs are of interest.
+        inputs: placeholders of the images, in the order of the forward's arguments.
+        constants: the values of all nodes that depend on parameters and buffers alone.
+        outputs: output nodes by label (a dict's key, an attribute's name, or a position; "" for a lone tensor).
+    """
+
+    graph: fx.Graph
+    inputs: tuple[fx.Node, ...]
+    constants: dict[fx.Node, Any]
+    outputs: dict[str, fx.Node]
 
 
-def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
+def trace(model: nn.Module, examples: Sequence[Tensor]) -> Traced:
     """Trace `model` in eval mode (training forms such as auxiliary heads fall away, A24).
 
-    Args:
-        model: float model; it is put into eval mode.
-        example: float32 batch, shape (N, C, H, W); N = 2 tells batch sizes from channel counts.
+    Hooks, parametrizations and in-place ops are honoured, since the forward really runs, on fake tensors.
 
-    Returns:
-        The traced graph; `node.meta["value"]` holds a `TensorShape` or the plain value.
+    Args:
+        model: float model, in eval mode.
+        examples: one batch an input of the forward; only shapes (without the batch) and dtypes are read.
 
     Raises:
-        InputError: control flow on tensors, hooks, or a failing forward, with its source line.
+        InputError: control flow on tensor values, or a failing forward, with its source line.
+
+    Source: torch.export, non-strict; T5.
     """
-    model.eval()
-    _refuse_hooks(model)
-    tracer = _LeafTracer()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fakes = tuple(torch.empty(BATCH, *x.shape[1:], dtype=x.dtype) for x in examples)
     try:
-        graph = tracer.trace(model)
+        with marked_dropouts(model), torch.no_grad(), _quiet():
+            program = torch.export.export(model, fakes, strict=False).run_decompositions({})
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"the model can't be traced: {reason(error)}.",
-            "make the forward free of branches and loops that depend on tensor values.",
-        ) from error
-    traced = fx.GraphModule(tracer.root, graph)
-    with torch.inference_mode():
-        _ShapeRecorder(traced).run(example)
-    return traced
+        raise _failure(error) from error
+    graph = program.graph
+    held = program.graph_signature
+    tensors = {**program.state_dict, **program.constants}
+    names = {**held.inputs_to_parameters, **held.inputs_to_buffers, **held.inputs_to_lifted_tensor_constants}
+    placeholders = {n.name: n for n in graph.nodes if n.op == "placeholder"}
+    known = {placeholders[name]: tensors[target] for name, target in names.items()}
+    inputs = tuple(placeholders[name] for name in held.user_inputs if name in placeholders)
+    return Traced(graph, inputs[: len(fakes)], _constants(graph, known), _outputs(graph, program.call_spec.out_spec))
+
+
+def operation(node: fx.Node) -> str:
+    """The aten op's name (`conv2d`), or `getitem`."""
+    schema = getattr(node.target, "_schema", None)
+    return str(schema.name).rpartition("::")[2] if schema is not None else str(getattr(node.target, "__name__", ""))
+
+
+def module_path(node: fx.Node) -> tuple[str, str]:
+    """Path (`layer1.0.conv1`) and class of the innermost module that an op ran in."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path, kind = next(reversed(stack.values())) if stack else ("", "")
+    return str(path).partition("@")[0], str(kind)
 
 
 def source_of(node: fx.Node) -> str:
-    """`module.path, file.py:line` of an fx node, as far as known."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(stack.values()))[0] if stack else ""
-    where = [str(node.target)] if node.op == "call_module" else [str(path)] if path else []
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
-    user = [frame for frame in frames if "/torch/" not in frame[0]]
+    """`module.path, file.py:line` of an op, as far as known."""
+    path, _ = module_path(node)
+    where = [path] if path else []
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    user = [frame for frame in frames if _users(frame[0])]
     if user:
         file, line = user[-1]
         where.append(f"{file.rsplit('/', 1)[-1]}:{line}")
     return ", ".join(where)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of what an error says, after `file.py:line: ` of the user's code that led to it, if any did."""
-    frame = error.__traceback__
-    where = ""
-    while frame is not None:
-        file = frame.tb_frame.f_code.co_filename
-        if "/torch/" not in file and "faq_deploy" not in file and not file.startswith("<"):
-            where = f"{file.rsplit('/', 1)[-1]}:{frame.tb_lineno}: "
-        frame = frame.tb_next
     said = str(error).strip()
-    return where + (said.splitlines()[0].rstrip(".") if said else type(error).__name__)
+    return _where(error) + (said.splitlines()[0].rstrip(".") if said else type(error).__name__)
 
 
-def _refuse_hooks(model: nn.Module) -> None:
-    hooks: list[tuple[str, Callable[..., object]]] = [
-        (name or "the model itself", hook)
-        for name, module in model.named_modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    ]
-    if hooks:
-        name, hook = hooks[0]
-        raise InputError(
-            f"{name} has a forward hook ({getattr(hook, '__qualname__', type(hook).__name__)}), "
-            "which would be lost when its layer is replaced.",
-            "remove the hook, or fold it into the weights (torch.nn.utils.remove_weight_norm, remove_spectral_norm).",
+def _users(file: str) -> bool:
+    return not any(part in file for part in ("/torch/", "faq_deploy/", "/contextlib")) and file[0] != "<"
+
+
+def _where(error: BaseException, statement: bool = False) -> str:
+    frame, found = error.__traceback__, ""
+    while frame is not None:
+        file, line = frame.tb_frame.f_code.co_filename, frame.tb_lineno
+        if _users(file):
+            text = f" `{linecache.getline(file, line).strip()}`" if statement else ""
+            found = f"{file.rsplit('/', 1)[-1]}:{line}:{text} "
+        frame = frame.tb_next
+    return found
+
+
+def _failure(error: Exception) -> InputError:
+    kind = type(error).__name__
+    if "DataDependent" in kind or "data-dependent" in str(error):
+        return InputError(
+            f"the model can't be traced: {_where(error, statement=True)}depends on the values of a tensor.",
+            "make the forward free of branches, loops and shapes that depend on tensor values, "
+            "or keep the part out of the model.",
         )
+    if "missing" in str(error) and "argument" in str(error):
+        return InputError(
+            f"the model takes several inputs ({reason(error)}).", "wrap it in a module that takes the images alone."
+        )
+    return InputError(
+        f"the model fails on an example input: {reason(error)}.",
+        "check that the input size, the number of channels and the input's type fit the model "
+        "(--resize, --crop, --color).",
+    )
+
+
+def _constants(graph: fx.Graph, known: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """Evaluate every op whose operands are all known (weight norms, weight standardization, position tables)."""
+    values = dict(known)
+    with torch.no_grad():
+        for node in graph.nodes:
+            if node.op != "call_function" or any(n not in values for n in node.all_input_nodes):
+                continue
+            if "faq_deploy" in str(node.target):
+                continue
+            args, kwargs = pytree.tree_map(
+                lambda a: values[a] if isinstance(a, fx.Node) else a, (node.args, dict(node.kwargs))
+            )
+            target: Callable[..., Any] = node.target
+            values[node] = target(*args, **kwargs)
+    return values
+
+
+def _outputs(graph: fx.Graph, spec: Any) -> dict[str, fx.Node]:
+    flat = next(n for n in graph.nodes if n.op == "output").args[0]
+    named = labelled(pytree.tree_unflatten(list(flat), spec))
+    return {label: node for label, node in named.items() if isinstance(node, fx.Node)}
+
+
+def labelled(result: object) -> dict[str, object]:
+    """What a model returned, flat: a dict's keys, attribute names and positions joined by dots; "" for a lone value."""
+    parts = ("key", "idx", "name")
+    return {
+        ".".join(str(next((getattr(k, p) for p in parts if hasattr(k, p)), k)) for k in path): leaf
+        for path, leaf in pytree.tree_flatten_with_path(result)[0]
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the model prints goes to stderr; torch's own dumps of a failing trace go nowhere."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    own = sys.stderr
+    try:
+        with contextlib.redirect_stdout(own), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run the block with `model` in eval mode, and put every module back into its own mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

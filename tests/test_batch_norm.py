@@ -6,21 +6,26 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from faq_deploy.batch_norm import fold
-from faq_deploy.capture import capture
+from faq_deploy.capture import Captured, capture
 from faq_deploy.fixed_point import step_size
+from faq_deploy.graph import Graph
 from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
 from faq_deploy.rewrite import rewrite
 from tests.nets import PreActivation, Small, with_statistics
 from tests.quantized import images, make_recipe, quantized_net
 
 
+def _folded(captured: Captured, mode: str) -> tuple[Graph, dict[str, Tensor]]:
+    return fold(captured.graph, captured.state, mode)  # type: ignore[arg-type]
+
+
 def test_folded_layer_computes_what_layer_and_batch_norm_did() -> None:
     model = with_statistics(Small()).double()
     bn = model.bn
-    graph, state = fold(*capture(model, images().double()), "fold")
+    graph, state = _folded(capture(model, images().double()), "fold")
     assert "batch_norm" not in {n.kind for n in graph}
     net = quantized_net(model.float(), make_recipe()).net.double()
     weight, bias = net.weighted()["stem"].folded()
@@ -78,7 +83,7 @@ def test_each_batch_norm_keeps_its_own_eps() -> None:
 @pytest.mark.parametrize("mode", ["paper", "fit"])
 def test_kept_batch_norm_takes_over_the_convolutions_bias(mode: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=True), nn.BatchNorm2d(4), nn.ReLU()).eval()
-    graph, state = fold(*capture(model, images()), mode)  # type: ignore[arg-type]
+    graph, state = _folded(capture(model, images()), mode)
     conv, norm = (next(n.name for n in graph if n.kind == kind) for kind in ("conv", "batch_norm"))
     assert f"{conv}.bias" not in state
     layer = model[0]

@@ -58,7 +58,7 @@ def test_four_bit_relus_use_their_own_percentile() -> None:
     )
     largest = {r.name: r for r in full}
     assert by_name["relu"].y < largest["relu"].y
-    assert by_name["blocks_1_relu_2"].y == largest["blocks_1_relu_2"].y  # 8 bits before the classifier
+    assert by_name["blocks_1_relu_1"].y == largest["blocks_1_relu_1"].y  # 8 bits before the classifier
 
 
 def test_exponents_stay_fixed_while_weights_train() -> None:
@@ -100,7 +100,7 @@ def test_pooled_grid_is_no_coarser_than_what_it_pools() -> None:
 def test_paper_gives_pooled_features_their_inputs_exponent() -> None:
     net = quantized_net(with_statistics(Small()), make_recipe("paper")).net
     found = {name: int(q.exponent) for name, q in net.quantizers().items()}
-    assert found["adaptive_avg_pool2d_quantizer"] == found["blocks_1_relu_2"]
+    assert found["adaptive_avg_pool2d_quantizer"] == found["blocks_1_relu_1"]
 
 
 def test_dead_activation_has_a_defined_step() -> None:

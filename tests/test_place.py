@@ -25,10 +25,10 @@ def test_tensorrt_quantizes_relus_skips_and_pooled_features() -> None:
         "input_quantizer",
         "relu",
         "blocks_0_relu",
-        "blocks_0_relu_2",
+        "blocks_0_relu_1",
         "blocks_1_down_0_quantizer",
         "blocks_1_relu",
-        "blocks_1_relu_2",
+        "blocks_1_relu_1",
         "adaptive_avg_pool2d_quantizer",
     ]
 
@@ -56,7 +56,7 @@ def test_four_bit_net_keeps_its_exceptions() -> None:
     graph = placed(Small(), bits=4)
     bits = {n.name: n.settings["bits"] for n in graph if n.kind == "quantize"}
     assert bits["relu"] == bits["blocks_0_relu"] == bits["blocks_1_relu"] == 4
-    assert bits["blocks_1_relu_2"] == 7  # the last ReLU before the classifier
+    assert bits["blocks_1_relu_1"] == 7  # the last ReLU before the classifier
     assert bits["adaptive_avg_pool2d_quantizer"] == 7
     assert bits["input_quantizer"] == bits["blocks_1_down_0_quantizer"] == 8
     weights = {n.name: n.settings["weight_bits"] for n in graph if n.kind in {"conv", "linear"}}

@@ -1,0 +1,83 @@
+"""What the user decides layer by layer: parts that stay in float, and bits of their own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from engines.errors import InputError
+from faq_deploy.graph import WEIGHTED, Graph, Node
+
+__all__ = ["LayerChoices", "choose_layers"]
+
+
+@dataclass(frozen=True)
+class LayerChoices:
+    """Exceptions by name.
+
+    Attributes:
+        leaf: paths of modules that stay in float with all that is in them.
+        skip: patterns (fnmatch) of layers whose weights stay in float.
+        bits: pattern of layers and ReLUs -> bits, the first match counts.
+    """
+
+    leaf: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    bits: Mapping[str, int] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.leaf or self.skip or self.bits)
+
+
+def choose_layers(graph: Graph, choices: LayerChoices) -> Graph:
+    """Mark nodes as `float`, and give those with bits of their own the setting `chosen_bits`.
+
+    Names are a module's path in the user's model (`layer4.1.conv2`) or the layer's name in our files
+    (`layer4_1_conv2`).
+
+    Args:
+        graph: before quantizers are placed.
+        choices: see there.
+
+    Raises:
+        InputError: a name or pattern that nothing matches, with the nearest one.
+    """
+    layers = [node for node in graph if node.kind in WEIGHTED]
+    choosable = [*layers, *(node for node in graph if node.kind == "relu")]
+    leaves = {node.name for node in graph if any(_inside(node, path) for path in choices.leaf)}
+    for path in choices.leaf:
+        if not any(_inside(node, path) for node in graph):
+            raise _unknown("--leaf", path, (node.module for node in graph))
+    for pattern in choices.skip:
+        if not any(_matches(node, pattern) for node in layers):
+            raise _unknown("--skip", pattern, (node.module or node.name for node in layers))
+    for pattern in choices.bits:
+        if not any(_matches(node, pattern) for node in choosable):
+            raise _unknown("--bits", pattern, (node.module or node.name for node in choosable))
+    weighted = {node.name for node in layers if any(_matches(node, pattern) for pattern in choices.skip)}
+    result = []
+    for node in graph:
+        if node.name in leaves | weighted and node.kind != "input":
+            node = node.with_settings(float=True)
+        bits = next((b for pattern, b in choices.bits.items() if _matches(node, pattern)), None)
+        if bits is not None and node.kind in WEIGHTED | {"relu"}:
+            node = node.with_settings(chosen_bits=bits)
+        result.append(node)
+    return Graph(tuple(result), graph.outputs)
+
+
+def _inside(node: Node, path: str) -> bool:
+    return node.module == path or node.module.startswith(f"{path}.") or node.name == path
+
+
+def _matches(node: Node, pattern: str) -> bool:
+    return fnmatchcase(node.module, pattern) or fnmatchcase(node.name, pattern)
+
+
+def _unknown(option: str, wanted: str, names: Iterable[str]) -> InputError:
+    known = sorted({name for name in names if name})
+    close = difflib.get_close_matches(wanted, known, 1, 0.4)
+    hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}."
+    return InputError(f"{option} {wanted}: nothing in the model has that name.", hint)
