@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import helper
@@ -17,47 +15,16 @@ from onnx import helper
 from engines.errors import FaqError
 from engines.files import atomic_path
 from engines.lint import lint
-from engines.ort import OrtRunner
-from engines.parity import Parity, compare_codes, compare_logits
-from engines.reference import ReferenceRunner
-from engines.runner import CodeRunner, FloatArray
-from faq_deploy.certificate import LayerBound, certificate
+from engines.runner import FloatArray
+from faq_deploy.agreement import Agreement, compare, torch_codes
+from faq_deploy.certificate import LayerBound, certificate, over_the_bound
 from faq_deploy.emit import Emitter
 from faq_deploy.stored_net import StoredNet
 
-__all__ = ["Agreement", "ExportResult", "export_onnx", "torch_codes"]
+__all__ = ["ExportResult", "export_onnx"]
 
 OPSET: Final = 13
 IR_VERSION: Final = 8  # the lowest that opset 13 needs: old runtimes on edge boxes read it (C36)
-
-_PIECE = 8  # images at a time: memory stays small at any resolution
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """One runtime against PyTorch on the check images.
-
-    Attributes:
-        runtime: `reference` or `onnxruntime (oracle)`.
-        images: how many.
-        codes_compared, differing: integer codes of all tensors.
-        first: name of the first tensor that differs, or None.
-        flips: images with another top-1.
-        largest_difference: of two logits.
-    """
-
-    runtime: str
-    images: int
-    codes_compared: int
-    differing: int
-    first: str | None
-    flips: int
-    largest_difference: float
-
-    @property
-    def equal(self) -> bool:
-        """Same codes and same logits."""
-        return self.differing == 0 and self.largest_difference == 0.0
 
 
 @dataclass(frozen=True)
@@ -95,35 +62,16 @@ def export_onnx(
         FaqError: codes differ although every layer is proven exact: a bug in faq-deploy.
     """
     on_stage("writing the graph")
-    wanted, logits = torch_codes(stored, images)
+    shape = list(torch_codes(stored, images[:1])[1].shape[1:])
     bounds = certificate(stored.net)
-    model = _model(stored, list(logits.shape[1:]), versions, checkpoint_sha256, bounds)
+    model = _model(stored, shape, versions, checkpoint_sha256, bounds)
     warnings = _lint(model, stored.recipe.target)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
-        agreements = []
-        for name, make in (("reference", ReferenceRunner), ("onnxruntime (oracle)", _oracle)):
-            on_stage(f"comparing {len(images)} images with {name}")
-            agreements.append(_compare(name, make(temporary), images, wanted, logits))
+        on_stage(f"comparing {len(images)} images with the reference and onnxruntime")
+        agreements = compare(stored, temporary, images)
         warnings += _explain(stored, agreements, bounds)
     return ExportResult(path, path.stat().st_size, agreements, bounds, warnings)
-
-
-def torch_codes(stored: StoredNet, images: FloatArray) -> tuple[dict[str, npt.NDArray[np.int64]], FloatArray]:
-    """PyTorch's codes by ONNX tensor name (`NAME.codes`), and its logits.
-
-    Args:
-        stored: the net.
-        images: float32, shape (N, C, H, W).
-    """
-    pieces: list[dict[str, npt.NDArray[np.int64]]] = []
-    logits: list[FloatArray] = []
-    with torch.inference_mode():
-        for start in range(0, len(images), _PIECE):
-            codes, output = stored.net.codes(torch.from_numpy(images[start : start + _PIECE]))
-            pieces.append({f"{name}.codes": value.numpy() for name, value in codes.items()})
-            logits.append(output.numpy())
-    return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}, np.concatenate(logits)
 
 
 def _model(
@@ -155,7 +103,7 @@ def _model(
         "preprocessing": facts.preprocessing.model_dump(mode="json"),
         "classes": facts.classes,
         "checkpoint_sha256": checkpoint_sha256,
-        "certificate": {b.name: b.worst for b in bounds},
+        "certificate": {b.name: b.as_dict() for b in bounds},
         "versions": versions,
     }
     for key, value in sorted(entries.items()):
@@ -196,51 +144,14 @@ def _lint(model: onnx.ModelProto, target: str) -> list[str]:
     return [f"{f.rule} at {f.node}: {f.message}" for f in findings if f.level == "warning"]
 
 
-def _oracle(path: Path) -> OrtRunner:
-    return OrtRunner(path, oracle=True, with_codes=True)
-
-
-def _compare(
-    name: str,
-    runner: CodeRunner,
-    images: FloatArray,
-    wanted: dict[str, npt.NDArray[np.int64]],
-    logits: FloatArray,
-) -> Agreement:
-    parities: list[Parity] = []
-    flips, largest = 0, 0.0
-    try:
-        for start in range(0, len(images), _PIECE):
-            piece = slice(start, start + _PIECE)
-            found = runner.codes(images[piece])
-            expected = {key: value[piece].reshape(found[key].shape) for key, value in wanted.items()}
-            parities.append(compare_codes(expected, found, list(wanted)))
-            close = compare_logits(logits[piece], found["logits"].astype(np.int32).view(np.float32))
-            flips += close.flips
-            largest = max(largest, close.largest_difference)
-    finally:
-        runner.close()
-    first = next((p.first.tensor for p in parities if p.first is not None), None)
-    return Agreement(
-        name,
-        len(images),
-        sum(p.compared for p in parities),
-        sum(p.differing for p in parities),
-        first.removesuffix(".codes") if first else None,
-        flips,
-        largest,
-    )
-
-
 def _explain(stored: StoredNet, agreements: list[Agreement], bounds: list[LayerBound]) -> list[str]:
     """Sentences about what isn't proven; an error where codes differ without an arithmetic reason."""
     over = [b for b in bounds if not b.proven]
     sentences = []
     if over:
-        worst = max(over, key=lambda b: b.ratio)
         sentences.append(
-            f"{len(over)} of {len(bounds)} layers could in the worst case sum past 2^24, where fp32 rounds "
-            f"(most: {worst.name}, {worst.ratio:.2f} x); they are exact on the images that were compared."
+            f"{len(over)} of {len(bounds)} sums could in the worst case pass 2^24, where fp32 rounds "
+            f"({over_the_bound(bounds)}); they are exact on the images that were compared."
         )
     for agreement in agreements:
         if agreement.equal:
@@ -261,14 +172,13 @@ def _explain(stored: StoredNet, agreements: list[Agreement], bounds: list[LayerB
 
 
 def _before(stored: StoredNet, name: str | None) -> set[str]:
-    """Weighted layers between quantizer `name` and the quantizers before it."""
+    """Nodes between quantizer `name` and the quantizers before it."""
     nodes = stored.net.graph.by_name()
     found: set[str] = set()
     open_names = list(nodes[name].inputs) if name in nodes else list(stored.net.graph.outputs)
     while open_names:
         node = nodes[open_names.pop()]
-        if node.kind in {"conv", "linear"}:
+        if node.kind != "quantize":
             found.add(node.name)
-        elif node.kind != "quantize":
             open_names += node.inputs
     return found

@@ -29,7 +29,7 @@ def simplify(graph: Graph, state: State) -> tuple[Graph, State]:
         The simpler graph and its parameters.
     """
     kept = dict(state)
-    for rewrite in (_merge_pads, _name_gated, _join_channels, _merge_affines):
+    for rewrite in (_merge_pads, _name_gated, _merge_affines, _join_channels):
         graph = _without_dead(rewrite(graph, kept))
     names = {node.name for node in graph}
     return graph, {key: tensor for key, tensor in kept.items() if key.partition(".")[0] in names}

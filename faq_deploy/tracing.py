@@ -26,6 +26,8 @@ __all__ = ["BATCH", "Traced", "evaluating", "labelled", "module_path", "operatio
 # tensors are fake, so it costs nothing.
 BATCH: Final = 1009
 
+_FILLED: Final = {"new_zeros": 0, "zeros_like": 0, "new_ones": 1, "ones_like": 1, "new_full": 0}
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -147,15 +149,25 @@ def _constants(graph: fx.Graph, known: dict[fx.Node, Any]) -> dict[fx.Node, Any]
     values = dict(known)
     with torch.no_grad():
         for node in graph.nodes:
+            if operation(node) in _FILLED:  # reads only the shape of its operand
+                fake = node.meta["val"]
+                fill = node.args[2] if operation(node) == "new_full" else _FILLED[operation(node)]
+                values[node] = torch.full((1, *fake.shape[1:]), float(fill)).expand(fake.shape)
             if node.op != "call_function" or any(n not in values for n in node.all_input_nodes):
                 continue
-            if "faq_deploy" in str(node.target):
+            if node in values or "faq_deploy" in str(node.target):
                 continue
             args, kwargs = pytree.tree_map(
                 lambda a: values[a] if isinstance(a, fx.Node) else a, (node.args, dict(node.kwargs))
             )
             target: Callable[..., Any] = node.target
-            values[node] = target(*args, **kwargs)
+            try:
+                values[node] = target(*args, **kwargs)
+            except RuntimeError as error:  # such as a table too large for memory
+                raise InputError(
+                    f"{source_of(node) or node.name} can't be evaluated: {reason(error)}.",
+                    "make the constants of the model smaller, or compute them before.",
+                ) from error
     return values
 
 

@@ -50,6 +50,7 @@ class Walk:
     nodes: list[Node] = field(default_factory=list)
     state: dict[str, Tensor] = field(default_factory=dict)
     values: dict[fx.Node, Value | Parts] = field(default_factory=dict)
+    reshaped: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)  # what a view reads, and its shape
     _names: set[str] = field(default_factory=set)
     _permuted: dict[Value, str] = field(default_factory=dict)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from faq_deploy.export import torch_codes
+from faq_deploy.agreement import torch_codes
 from tests.nets import Inverted, PreActivation, Small, with_statistics
 from tests.quantized import images, make_recipe, quantized_net
 from tests.test_export import run_export

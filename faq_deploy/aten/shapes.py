@@ -25,11 +25,15 @@ def _view(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
 
 
 def _reshaped(walk: Walk, node: fx.Node, source: str, before: tuple[int, ...], after: tuple[int, ...]) -> str:
+    source, before = walk.reshaped.get(source, (source, before))  # two views in a row are one
     if before == after:
         return source
     if len(after) == 1:
-        return walk.emit(node, "flatten", (source,), {"shape": list(before)})
-    return walk.emit(node, "reshape", (source,), {"shape": list(after)})
+        name = walk.emit(node, "flatten", (source,), {"shape": list(before)})
+    else:
+        name = walk.emit(node, "reshape", (source,), {"shape": list(after)})
+    walk.reshaped[name] = source, before
+    return name
 
 
 def _permute(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:

@@ -1,0 +1,125 @@
+"""Does an ONNX file compute what the net does? Every code and logit, image by image, in memory that stays small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engines.ort import OrtRunner
+from engines.parity import compare_codes, compare_logits
+from engines.reference import ReferenceRunner
+from engines.runner import CodeRunner, FloatArray
+from faq_deploy.stored_net import StoredNet
+
+__all__ = ["Agreement", "compare", "images_at_once", "torch_codes"]
+
+IntArray = npt.NDArray[np.int64]
+
+_LARGEST: Final = 8  # images at a time; more gain no speed
+_MEMORY: Final = 512 * 2**20  # bytes for one runtime's codes
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One runtime against PyTorch on the check images.
+
+    Attributes:
+        runtime: `reference` or `onnxruntime (oracle)`.
+        images: how many.
+        codes_compared, differing: integer codes of all tensors.
+        first: name of the first tensor that differs, or None.
+        flips: images with another top-1.
+        largest_difference: of two logits.
+    """
+
+    runtime: str
+    images: int
+    codes_compared: int
+    differing: int
+    first: str | None
+    flips: int
+    largest_difference: float
+
+    @property
+    def equal(self) -> bool:
+        """Same codes and same logits."""
+        return self.differing == 0 and self.largest_difference == 0.0
+
+
+def compare(stored: StoredNet, path: Path, images: FloatArray) -> list[Agreement]:
+    """Run the same images through PyTorch, the integer reference and onnxruntime without optimizations.
+
+    Args:
+        stored: the net.
+        path: the ONNX file that was made of it.
+        images: float32, shape (N, C, H, W), preprocessed.
+
+    Returns:
+        The reference's and the oracle's agreement with PyTorch.
+    """
+    runners: dict[str, CodeRunner] = {
+        "reference": ReferenceRunner(path),
+        "onnxruntime (oracle)": OrtRunner(path, oracle=True, with_codes=True),
+    }
+    totals = {name: _Total() for name in runners}
+    try:
+        step = images_at_once(stored, images[:1])
+        for start in range(0, len(images), step):
+            piece = images[start : start + step]
+            wanted, logits = torch_codes(stored, piece)
+            for name, runner in runners.items():
+                totals[name].add(wanted, logits, runner.codes(piece))
+    finally:
+        for runner in runners.values():
+            runner.close()
+    return [total.agreement(name, len(images)) for name, total in totals.items()]
+
+
+def torch_codes(stored: StoredNet, images: FloatArray) -> tuple[dict[str, IntArray], FloatArray]:
+    """PyTorch's codes by ONNX tensor name (`NAME.codes`), and its logits.
+
+    Args:
+        stored: the net.
+        images: float32, shape (N, C, H, W).
+    """
+    with torch.inference_mode():
+        codes, output = stored.net.codes(torch.from_numpy(images))
+    return {f"{name}.codes": value.numpy() for name, value in codes.items()}, output.numpy()
+
+
+def images_at_once(stored: StoredNet, image: FloatArray) -> int:
+    """How many images to compare together, so that their codes fit the memory that is set aside.
+
+    Args:
+        stored: the net.
+        image: float32, shape (1, C, H, W).
+    """
+    codes, _ = torch_codes(stored, image)
+    return int(max(1, min(_LARGEST, _MEMORY // max(1, sum(c.nbytes for c in codes.values())))))
+
+
+class _Total:
+    """Running totals of one runtime."""
+
+    def __init__(self) -> None:
+        self.compared, self.differing, self.flips, self.largest = 0, 0, 0, 0.0
+        self.first: str | None = None
+
+    def add(self, wanted: dict[str, IntArray], logits: FloatArray, found: dict[str, IntArray]) -> None:
+        expected = {key: value.reshape(found[key].shape) for key, value in wanted.items()}
+        parity = compare_codes(expected, found, list(wanted))
+        close = compare_logits(logits, found["logits"].astype(np.int32).view(np.float32))
+        self.compared += parity.compared
+        self.differing += parity.differing
+        self.flips += close.flips
+        self.largest = max(self.largest, close.largest_difference)
+        if self.first is None and parity.first is not None:
+            self.first = parity.first.tensor.removesuffix(".codes")
+
+    def agreement(self, name: str, images: int) -> Agreement:
+        return Agreement(name, images, self.compared, self.differing, self.first, self.flips, self.largest)

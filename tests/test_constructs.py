@@ -1,0 +1,50 @@
+"""Every construct computes what the float model does, and gives the same codes everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engines.ort import OrtRunner
+from engines.reference import ReferenceRunner
+from faq_deploy.agreement import torch_codes
+from faq_deploy.export import export_onnx
+from tests.constructs import CONSTRUCTS, Around
+from tests.nets import with_statistics
+from tests.quantized import images, make_recipe, quantized_net
+
+TARGETS = ("tensorrt", "onnxruntime")
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(7)
+    model = CONSTRUCTS[name]()
+    with torch.no_grad():
+        model.eval()(images(2))  # lazy layers take their shape
+    model = with_statistics(model)
+    if isinstance(model, Around):
+        with torch.no_grad():
+            model.norm.weight[2] = 0.0
+    return model.eval()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", CONSTRUCTS)
+def test_codes_are_the_same_everywhere(name: str, target: str, tmp_path: Path) -> None:
+    data = images(8)
+    stored = quantized_net(built(name), make_recipe(target), data)
+    path = tmp_path / "model.onnx"
+    result = export_onnx(stored, path, data.numpy(), versions={}, checkpoint_sha256="")
+    assert [a.differing for a in result.agreements] == [0, 0]
+    assert all(a.equal for a in result.agreements)
+    for count in (1, 3):
+        piece = data[:count].numpy()
+        wanted, logits = torch_codes(stored, piece)
+        assert sum(int((codes != 0).sum()) for codes in wanted.values())
+        for runner in (ReferenceRunner(path), OrtRunner(path)):
+            assert np.array_equal(runner(piece), logits)
+            runner.close()
