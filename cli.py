@@ -8,12 +8,16 @@ from pathlib import Path
 import rich_click as click
 
 from faq_deploy.cli_errors import ErrorGroup
-from faq_deploy.cli_options import training_options
+from faq_deploy.cli_options import build_options, eval_options, float_options, training_options
 
 __all__ = ["main"]
 
 
-@click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    name="faq-deploy",
+    cls=ErrorGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="faq-deploy", prog_name="faq-deploy")
 def main() -> None:
     """Quantize a CNN to power-of-two fixed point, export it, build INT8 engines, and prove that all compute the
@@ -21,12 +25,14 @@ def main() -> None:
 
     \b
     A run, from a pretrained network to a verdict:
-      faq-deploy quantize torchvision:resnet18 --weights r18.pth --data DIR -o runs/r18
+      faq-deploy quantize torchvision:resnet18 --weights r18.pth \\
+          --data DIR -o runs/r18
       faq-deploy export runs/r18
       faq-deploy build  runs/r18
       faq-deploy eval   runs/r18
 
-    Exit codes: 0 passed, 1 a gate failed, 2 bad usage or input, 3 this machine cannot do it.
+    Exit codes: 0 passed, 1 a gate failed, 2 bad usage or input, 3 this machine cannot do it or no engine was built,
+    130 stopped by Ctrl-C.
     """
     from engines.notices import show_warnings
 
@@ -39,13 +45,16 @@ def main() -> None:
 def quantize(model: str | None, as_json: bool, **options: object) -> None:
     """Calibrate and fine-tune MODEL in fixed point (FAQ).
 
-    MODEL is `torchvision:NAME`, `timm:NAME`, `builtin:NAME` or `path/file.py:factory`.
+    MODEL is `torchvision:NAME`, `timm:NAME`, `builtin:NAME` or `path/file.py:factory`; not needed with --resume.
 
     \b
     Examples:
-      faq-deploy quantize torchvision:resnet18 --weights r18.pth --data DIR -o runs/r18
-      faq-deploy quantize torchvision:resnet18 --weights r18.pth --data DIR --bits 4 -o runs/r18-4bit
-      faq-deploy quantize my_net.py:build --data photos --train-fraction 0.9 --epochs 0 -o runs/mine
+      faq-deploy quantize torchvision:resnet18 --weights r18.pth \\
+          --data DIR -o runs/r18
+      faq-deploy quantize torchvision:resnet18 --weights r18.pth \\
+          --data DIR --bits 4 -o runs/r18-4bit
+      faq-deploy quantize my_net.py:build --data photos \\
+          --train-fraction 0.9 --epochs 0 -o runs/mine
       faq-deploy quantize --resume -o runs/r18
     """
     from faq_deploy import show, verbs
@@ -56,19 +65,24 @@ def quantize(model: str | None, as_json: bool, **options: object) -> None:
 
 
 @main.command()
-@click.argument("model")
-@training_options
-def train(model: str, as_json: bool, **options: object) -> None:
+@click.argument("model", required=False)
+@float_options
+def train(model: str | None, as_json: bool, **options: object) -> None:
     """Train MODEL in float, for data that has no pretrained network; leaves OUTPUT/float.pth.
+
+    MODEL is as for `quantize`; not needed with --resume.
 
     \b
     Examples:
-      faq-deploy train builtin:digits-resnet --data digits --recipe digits-float -o runs/digits
-      faq-deploy train builtin:resnet18-cifar --data cifar10:DIR --recipe cifar-float -o runs/cifar
+      faq-deploy train builtin:digits-resnet --data digits \\
+          --recipe digits-float -o runs/digits
+      faq-deploy train builtin:resnet18-cifar --data cifar10:DIR \\
+          --recipe cifar-float -o runs/cifar
+      faq-deploy train --resume -o runs/cifar
     """
     from faq_deploy import show, train_float
 
-    wanted = show.training_options(model, {**options, "recipe": options["recipe"] or "float"})
+    wanted = show.training_options(model, options)
     result, path = train_float.train_verb(wanted, show.reporter(), show.say)
     show.trained(path, result, as_json=as_json)
 
@@ -94,31 +108,7 @@ def export(run: Path, check_images: int, as_json: bool) -> None:
 
 @main.command()
 @click.argument("source", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path))
-@click.option(
-    "--runtime",
-    "runtimes",
-    multiple=True,
-    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
-    help="Repeatable.  [default: tensorrt where it runs, else onnxruntime]",
-)
-@click.option(
-    "--sm",
-    "sms",
-    multiple=True,
-    type=int,
-    metavar="75|80|86|89|120",
-    help="GPU architectures for tensorrt-rtx; repeatable.",
-)
-@click.option(
-    "--batch",
-    default="1:8:32",
-    show_default=True,
-    metavar="MIN:OPT:MAX",
-    help="Batch sizes of the optimization profile.",
-)
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder for engines built from FILE.onnx.")
-@click.option("--force", is_flag=True, help="Build again what is there already.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@build_options
 def build(
     source: Path,
     runtimes: tuple[str, ...],
@@ -135,8 +125,8 @@ def build(
     \b
     Examples:
       faq-deploy build runs/r18
-      faq-deploy build runs/r18 --runtime tensorrt-rtx --sm 75 --sm 86 --sm 89 --sm 120
-      faq-deploy build runs/r18/model.onnx -o engines
+      faq-deploy build runs/r18 --runtime tensorrt-rtx --sm 75 --sm 86
+      faq-deploy build model.onnx -o r18-engines
     """
     from engines import show_build
 
@@ -145,59 +135,18 @@ def build(
 
 @main.command(name="eval")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", help="The same data in another place.")
-@click.option(
-    "--engine", "engines", multiple=True, help="Only these engines; repeatable.  [default: all that were built]"
-)
-@click.option(
-    "--max-drop",
-    type=float,
-    default=0.1,
-    show_default=True,
-    help="Points of top-1 that a stage may lose against PyTorch quantized.",
-)
-@click.option(
-    "--max-flips",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Images whose top-1 may differ from PyTorch quantized.",
-)
-@click.option("--max-float-drop", type=float, help="Points that PyTorch quantized may lose against PyTorch float.")
-@click.option("--allow-skip", is_flag=True, help="Pass although an engine could not run here.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images a batch.")
-@click.option(
-    "--code-images",
-    type=click.IntRange(0),
-    default=64,
-    show_default=True,
-    help="Images whose integer codes are compared.",
-)
-@click.option(
-    "--reference-images",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="Images that the NumPy integer reference runs.",
-)
-@click.option(
-    "--on-bad-image",
-    type=click.Choice(["error", "skip"]),
-    default="error",
-    show_default=True,
-    help="What to do about an image that can't be read.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@eval_options
 def evaluate(run: Path, as_json: bool, **options: object) -> None:
     """Run the same images through PyTorch, the integer reference, onnxruntime and every engine; judge the result.
 
-    Writes RUN/report.json and RUN/report.html. Exit code 0 if all gates passed, 1 if one failed, 3 if an engine
-    could not run here (unless --allow-skip).
+    Writes RUN/report.json and RUN/report.html. Exit code 0 if all gates passed, 1 if one failed, 3 if no engine was
+    built or one could not run here (unless --allow-skip).
 
     \b
     Examples:
       faq-deploy eval runs/r18
-      faq-deploy eval runs/r18 --max-drop 0.1 --max-flips 0 --max-float-drop 0.5 --allow-skip
+      faq-deploy eval runs/r18 --max-float-drop 0.5 --allow-skip
+      faq-deploy eval runs/r18 --engine onnxruntime
     """
     from engines.run_folder import RunFolder
     from faq_deploy import show, verbs

@@ -39,6 +39,7 @@ __all__ = [
     "quantized",
     "random_net",
     "recipe_of",
+    "settle",
     "this_machine",
 ]
 
@@ -211,15 +212,29 @@ def random_net(name: str, images: Tensor) -> nn.Module:
 
     torch.manual_seed(_SEED)
     net: torch.nn.Module = torchvision.models.get_model(name, weights=None)
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # a plain average over the one batch
+    settle(net, images)
+    return net
+
+
+def settle(net: nn.Module, images: Tensor) -> None:
+    """Give all batch norms the statistics of `images`, and put the net into eval mode.
+
+    Args:
+        net: changed in place.
+        images: float32, shape (N, C, H, W).
+    """
+    import torch
+
+    norms = [m for m in net.eval().modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    own = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = None  # a plain average over the one batch
     with torch.no_grad():
-        net.train()(images)
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.1
-    return net.eval()
+        net(images)
+    for norm, momentum in zip(norms, own, strict=True):
+        norm.momentum = momentum
+    net.eval()
 
 
 def recipe_of(

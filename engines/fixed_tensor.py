@@ -23,12 +23,14 @@ __all__ = [
     "multiply",
     "on_one_grid",
     "round_half_even",
+    "rounded_to_float32",
     "times",
     "to_float32",
 ]
 
 IntArray = npt.NDArray[np.int64]
 
+_FLOAT32_CODES: Final = 2**24  # every integer up to here is a float32
 MAX_BITS: Final = 60  # codes stay below 2^60, so that a sum of two, and a doubled remainder, fit int64
 
 
@@ -87,12 +89,28 @@ def to_float32(tensor: FixedTensor) -> FloatArray:
         float32 of the same shape.
 
     Raises:
-        Refused: a code has more than 53 bits.
+        Refused: a code has more than 53 significant bits.
     """
-    if tensor.codes.size and _peak(tensor.codes).max() > 2**53:
+    wide = tensor.codes.astype(np.float64)
+    large = _peak(tensor.codes).max(initial=0) > 2**53
+    if large and (tensor.divisor > 1 or (wide.astype(np.int64) != tensor.codes).any()):
         raise Refused("an output needs more than 53 bits")
-    quotient = np.ldexp(tensor.codes.astype(np.float64), tensor.exponent) / tensor.divisor
+    quotient = np.ldexp(wide, tensor.exponent) / tensor.divisor
     return quotient.astype(np.float32)
+
+
+def rounded_to_float32(tensor: FixedTensor) -> FixedTensor:
+    """What float32 makes of an exact result: codes of more than 24 bits lose the rest, half to even.
+
+    Args:
+        tensor: any shape.
+
+    Returns:
+        The same grid. Quotients (a divisor other than 1) stay as they are.
+    """
+    if tensor.divisor != 1 or _peak(tensor.codes).max(initial=0) <= _FLOAT32_CODES:
+        return tensor
+    return replace(tensor, codes=tensor.codes.astype(np.float32).astype(np.int64))
 
 
 def round_half_even(tensor: FixedTensor, exponent: IntArray) -> IntArray:
@@ -115,13 +133,20 @@ def round_half_even(tensor: FixedTensor, exponent: IntArray) -> IntArray:
     # |codes| <= 2^60, so a denominator of 63 bits already rounds everything to 0
     shift = np.clip(shift, 0, 63 - tensor.divisor.bit_length())
     if tensor.divisor == 1:
-        floor = codes >> shift
-        rest = codes - (floor << shift)
-    else:
-        floor, rest = np.divmod(codes, np.int64(tensor.divisor) << shift)
+        return _shifted_half_even(codes, shift)
+    floor, rest = np.divmod(codes, np.int64(tensor.divisor) << shift)
     other = (np.int64(tensor.divisor) << shift) - rest  # distance to the next code, in the same units as rest
-    up: IntArray = ((rest > other) | ((rest == other) & (floor & 1 == 1))).astype(np.int64)
-    rounded: IntArray = floor + up
+    rounded: IntArray = floor + ((rest > other) | ((rest == other) & (floor & 1 == 1)))
+    return rounded
+
+
+def _shifted_half_even(codes: IntArray, shift: IntArray) -> IntArray:
+    """codes / 2^shift, shift 0..62: half a step less one unit is added, and that unit too where the floor is odd."""
+    some = shift > 0
+    rounded = (codes >> shift) & some
+    rounded += np.where(some, (np.int64(1) << np.maximum(shift - 1, 0)) - 1, 0)
+    rounded += codes
+    rounded >>= shift
     return rounded
 
 
@@ -225,6 +250,8 @@ def on_one_grid(tensor: FixedTensor, axis: int | None = None) -> FixedTensor:
     exponent = tensor.exponent
     if exponent.size == 1:
         return replace(tensor, exponent=exponent.reshape(()))
+    exponent = exponent.reshape((1,) * (tensor.codes.ndim - exponent.ndim) + exponent.shape)
+    tensor = replace(tensor, exponent=exponent)
     if axis is not None and exponent.size == exponent.shape[axis]:
         return tensor
     # zeros lie on every grid: only the exponents of other values count

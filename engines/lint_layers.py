@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from engines.lint_view import Hit, grid_text, grids, hit, is_weight, scale_of, shared_scale
+from engines.lint_view import Hit, few_bits, grid_text, grids, hit, is_weight, lone_codes, scale_of, shared_scale
 from engines.qdq_graph import Attribute, QdqGraph, attributes, constant, label, opset
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _LAYERS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_MATRIX_BITS: Final = 8
 _OLDEST_IR: Final = 8  # enough for every opset up to 18
 _IR_OF_OPSET: Final[Mapping[int, int]] = {19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13, 27: 13, 28: 14}
 
@@ -35,7 +36,7 @@ _IR_OF_OPSET: Final[Mapping[int, int]] = {19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 
 def bias_off_grid(graph: QdqGraph) -> Iterator[Hit]:
     """onnxruntime rounds a bias to s_x x s_w when it loads the file: off that grid, codes move (C47, T3)."""
     for node in graph.nodes:
-        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or not node.input[2]:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or not node.input[2]:
             continue
         bias, s_x, s_w = _bias(graph, node), shared_scale(graph, node.input[0]), shared_scale(graph, node.input[1])
         if bias is None or s_x is None or s_w is None or s_x.size != 1 or s_w.size not in (1, bias.size):
@@ -70,7 +71,7 @@ def one_sided_layer(graph: QdqGraph) -> Iterator[Hit]:
         if node.op_type not in _LAYERS:
             continue
         sides = [bool(grids(graph, name)) for name in node.input[:2]]
-        if sides[0] != sides[1]:
+        if sides[0] != sides[1] and not _resamples(graph, node):
             quantized, other = ("input", "weight") if sides[0] else ("weight", "input")
             yield hit(
                 node,
@@ -96,7 +97,8 @@ def float_add_input(graph: QdqGraph) -> Iterator[Hit]:
     """onnxruntime fuses an Add only with both inputs quantized (S4)."""
     for node, names in _adds(graph):
         floats = [name for name in names if not grids(graph, name)]
-        if floats:
+        # inside a function or a norm of one quantized tensor there is no integer addition to fuse
+        if floats and lone_codes(graph, *names) is None:
             yield hit(
                 node,
                 f": its input {floats[0]} is not quantized; onnxruntime then adds in float.",
@@ -178,13 +180,13 @@ def ceil_mode_over_padding(graph: QdqGraph) -> Iterator[Hit]:
 
 def pool_can_tie(graph: QdqGraph) -> Iterator[Hit]:
     """Averages over odd counts never tie, over powers of two they are exact; others depend on how one divides."""
-    sizes: Mapping[str, tuple[int, int]] | None = None
+    sizes: Mapping[str, tuple[int, ...]] | None = None
     for node in graph.nodes:
         if node.op_type == "AveragePool":
             counts = _window_counts(attributes(node))
         elif node.op_type == "GlobalAveragePool":
             sizes = _image_sizes(graph.model) if sizes is None else sizes
-            counts = {math.prod(sizes.get(node.input[0], (1, 1)))}
+            counts = {math.prod(sizes.get(node.input[0], ()))}
         else:
             continue
         for count in sorted(n for n in counts if n % 2 == 0 and n & (n - 1))[-1:]:
@@ -194,6 +196,12 @@ def pool_can_tie(graph: QdqGraph) -> Iterator[Hit]:
                 "the other way.",
                 "compare codes on real images; windows of an odd number, or a power of two, of values cannot tie.",
             )
+
+
+def _resamples(graph: QdqGraph, node: onnx.NodeProto) -> bool:
+    """A MatMul by a constant of few bits: the windows of an adaptive pool, or the weights of a resize. It is exact."""
+    matrices = [graph.constants[name] for name in node.input[:2] if name in graph.constants]
+    return node.op_type == "MatMul" and len(matrices) == 1 and few_bits(matrices[0], _MATRIX_BITS)
 
 
 def _adds(graph: QdqGraph) -> Iterator[tuple[onnx.NodeProto, tuple[str, str]]]:
@@ -225,14 +233,14 @@ def _window_counts(given: Mapping[str, Attribute]) -> set[int]:
     return {math.prod(window) for window in itertools.product(*sides)}
 
 
-def _image_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
-    """Height and width of the tensors whose size shape inference knows."""
+def _image_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Height and width, or whatever dimensions an image has, of the tensors whose size shape inference knows."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     sizes = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         dimensions = value.type.tensor_type.shape.dim
-        if len(dimensions) == 4:
-            sizes[value.name] = (dimensions[2].dim_value, dimensions[3].dim_value)
+        if len(dimensions) > 2:
+            sizes[value.name] = tuple(int(dimension.dim_value) for dimension in dimensions[2:])
     return sizes
 
 

@@ -7,8 +7,19 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
-from engines.lint_view import Hit, grid_text, hit, is_power_of_two, is_weight, quantizers, scale_of
+from engines.lint_view import (
+    FUNCTIONS,
+    Hit,
+    grid_text,
+    hit,
+    is_power_of_two,
+    is_weight,
+    lone_codes,
+    quantizers,
+    scale_of,
+)
 from engines.qdq_graph import QdqGraph, constant, opset
 
 __all__ = [
@@ -130,6 +141,8 @@ def misplaced_float_clip(graph: QdqGraph) -> Iterator[Hit]:
         source = graph.producer.get(node.input[0])
         if node.op_type != "Clip" or (source is not None and source.op_type == "QuantizeLinear"):
             continue
+        if _is_function_step(graph, node):
+            continue
         readers = [reader for reader in graph.consumers.get(node.output[0], ()) if reader.op_type == "QuantizeLinear"]
         bounds = [constant(graph, node, i) for i in (1, 2)]
         scale = scale_of(graph, readers[0]) if readers else None
@@ -148,6 +161,12 @@ def misplaced_float_clip(graph: QdqGraph) -> Iterator[Hit]:
                 f" clips to codes {low:g}..{high:g}, where int8 saturates by itself.",
                 "leave it out: int8 saturates at -128 and 127 by itself.",
             )
+
+
+def _is_function_step(graph: QdqGraph, node: onnx.NodeProto) -> bool:
+    """Whether it belongs to a function of quantized values (hard swish, hard tanh): no layer is there to fuse with."""
+    readers = {reader.op_type for reader in graph.consumers.get(node.output[0], ())}
+    return readers <= FUNCTIONS | {"QuantizeLinear"} and lone_codes(graph, node.input[0]) is not None
 
 
 def per_channel_activation(graph: QdqGraph) -> Iterator[Hit]:

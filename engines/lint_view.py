@@ -11,14 +11,35 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from engines.qdq_graph import QdqGraph, constant, label
+from engines.qdq_graph import QdqGraph, attributes, constant, label
 
-__all__ = ["Hit", "grid_text", "grids", "hit", "is_power_of_two", "is_weight", "quantizers", "scale_of", "shared_scale"]
+__all__ = [
+    "FUNCTIONS",
+    "Hit",
+    "few_bits",
+    "grid_text",
+    "grids",
+    "hit",
+    "is_power_of_two",
+    "is_weight",
+    "lone_codes",
+    "quantizers",
+    "scale_of",
+    "shared_scale",
+]
 
 # these pass their input's grid on unchanged
 _TRANSPARENT: Final = frozenset(
-    {"Dropout", "Flatten", "Identity", "MaxPool", "Relu", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+    {"DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Relu", "Reshape", "Slice"}
+    | {"SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
+# element by element: between a DequantizeLinear and a QuantizeLinear they are a table with one entry for each code
+FUNCTIONS: Final = frozenset(
+    {"Abs", "Add", "Celu", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish"}
+    | {"LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Selu", "Sigmoid", "Sin"}
+    | {"Softplus", "Softsign", "Sqrt", "Sub", "Tanh"}
+)
+_STATISTICS: Final = frozenset({"ReduceMean", "ReduceSum"})  # of a norm, whose other steps are functions
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,7 @@ def grids(graph: QdqGraph, tensor: str) -> tuple[onnx.NodeProto, ...]:
         return ()
     if source.op_type == "DequantizeLinear":
         return (source,)
-    if source.op_type in _TRANSPARENT:
+    if _only_moves(graph, source):
         return grids(graph, source.input[0])
     if source.op_type == "Concat":
         parts = [grids(graph, name) for name in source.input]
@@ -83,6 +104,45 @@ def shared_scale(graph: QdqGraph, tensor: str) -> npt.NDArray[np.float64] | None
     first = scales[0].reshape(-1) if scales and scales[0] is not None else None
     same = first is not None and all(scale is not None and np.array_equal(scale.reshape(-1), first) for scale in scales)
     return first if same else None
+
+
+def lone_codes(graph: QdqGraph, *tensors: str) -> str | None:
+    """The codes that some tensors are a function of: a table of an activation, or a norm.
+
+    Args:
+        graph: the graph.
+        *tensors: names in it.
+
+    Returns:
+        The tensor of codes; None where a layer, a pool, another quantized tensor or the graph input takes part.
+    """
+    found, seen, pending = set(), set(graph.constants), list(tensors)
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        source = graph.producer.get(name)
+        if source is None:
+            return None
+        if source.op_type == "DequantizeLinear":
+            found.add(source.input[0])
+        elif source.op_type in FUNCTIONS or source.op_type in _STATISTICS or _only_moves(graph, source):
+            pending.extend(filter(None, source.input))
+        else:
+            return None
+    activations = [codes for codes in found if codes not in graph.constants]
+    return activations[0] if len(activations) == 1 else None
+
+
+def few_bits(values: npt.NDArray[np.generic], bits: int) -> bool:
+    """Whether numbers are integers of at most so many bits times one power of two."""
+    wide = np.abs(values.astype(np.float64))
+    top = float(wide.max(initial=0))
+    if not 0 < top < math.inf:
+        return top == 0
+    codes = wide * 2.0 ** (bits - math.frexp(top)[1])
+    return bool((codes == np.rint(codes)).all())
 
 
 def is_power_of_two(value: float) -> bool:
@@ -100,3 +160,15 @@ def grid_text(value: float) -> str:
     if odd == 1:
         return f"2^{exponent}"
     return f"{odd} x 2^{exponent}" if odd <= 127 else f"{value:.6g}"
+
+
+def _only_moves(graph: QdqGraph, node: onnx.NodeProto) -> bool:
+    """Whether a node passes its input's grid on: it moves values, and at most adds zeros."""
+    if node.op_type == "Resize":
+        return attributes(node).get("mode", "nearest") == "nearest"
+    if node.op_type == "Pad":
+        value = constant(graph, node, 2)
+        absent = len(node.input) < 3 or not node.input[2]
+        filled = attributes(node).get("mode", "constant") == "constant"
+        return not filled or absent or (value is not None and not value.any())
+    return node.op_type in _TRANSPARENT

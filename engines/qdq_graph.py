@@ -64,10 +64,20 @@ class QdqGraph:
         return tuple(d.dim_value if d.HasField("dim_value") else None for d in dimensions)
 
     @property
+    def output_names(self) -> tuple[str, ...]:
+        """All outputs, in the order of the file."""
+        return tuple(str(value.name) for value in self.model.graph.output)
+
+    @property
+    def float_outputs(self) -> tuple[str, ...]:
+        """The outputs that hold numbers rather than integer codes."""
+        codes = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+        return tuple(str(o.name) for o in self.model.graph.output if o.type.tensor_type.elem_type not in codes)
+
+    @property
     def logits_name(self) -> str:
-        """The output named `logits`, or else the first one."""
-        names = [str(value.name) for value in self.model.graph.output]
-        return "logits" if "logits" in names else names[0]
+        """The output named `logits`, or else the first one that holds numbers."""
+        return "logits" if "logits" in self.output_names else (*self.float_outputs, *self.output_names)[0]
 
 
 def load_model(path: Path) -> onnx.ModelProto:

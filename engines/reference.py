@@ -1,7 +1,8 @@
 """The golden model: our QDQ ONNX in NumPy integers. Slow, exact, and independent of every runtime.
 
 Each tensor is integer codes and an exponent, so nothing is rounded except where the graph says QuantizeLinear, and
-there half to even by shift and comparison. What this runner returns is what an engine has to return.
+there half to even by shift and comparison. What no integers hold (a sigmoid, the square root of a norm) is float32,
+one correctly rounded operation at a time. What this runner returns is what an engine has to return.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from engines.batch import native_batch
 from engines.errors import InputError
 from engines.fixed_tensor import FixedTensor, IntArray, Refused, to_float32
 from engines.parity import logit_bits
-from engines.qdq_graph import QdqGraph, attributes, label, load_model, read_graph, zero_points
-from engines.reference_ops import OPERATORS, Attributes, Operator, Value, fixed
+from engines.qdq_graph import attributes, label, load_model, read_graph, zero_points
+from engines.reference_ops import OPERATORS
+from engines.reference_values import Attributes, Operator, Rounded, Value, fixed
 from engines.runner import FloatArray
 
 __all__ = ["ReferenceRunner"]
@@ -63,12 +65,13 @@ class ReferenceRunner:
             batch: float32 images, shape (N, C, H, W), any memory layout, N >= 0.
 
         Returns:
-            float32 logits, shape (N, classes): exact values, rounded once.
+            float32 logits, shape (N, classes): exact values, rounded once. Of several outputs, the one named `logits`,
+            or else the first.
 
         Raises:
             InputError: a batch that the net cannot read, or values that 60 bits cannot hold.
         """
-        return self._run(batch, wanted=())[1]
+        return self._run(batch, wanted=(), outputs=(self._graph.logits_name,))[1][self._graph.logits_name]
 
     def codes(self, batch: FloatArray) -> dict[str, IntArray]:
         """Run one batch and keep the integers inside.
@@ -77,13 +80,17 @@ class ReferenceRunner:
             batch: as for a call.
 
         Returns:
-            Codes of every tensor named `*.codes`, without zero points, and the bits of `logits`.
+            Codes of every tensor named `*.codes`, without zero points, and as `logits` the bits of what a call returns.
+            A graph with several outputs adds the bits of each float output under its name.
 
         Raises:
             InputError: as for a call.
         """
-        found, logits = self._run(batch, wanted=self.code_names)
-        return {**found, "logits": logit_bits(logits)}
+        outputs = self._graph.float_outputs or (self._graph.logits_name,)
+        found, values = self._run(batch, wanted=self.code_names, outputs=outputs)
+        bits = {name: logit_bits(value) for name, value in values.items()}
+        named = bits if len(outputs) > 1 else {}
+        return {**found, **named, "logits": bits[self._graph.logits_name]}
 
     def close(self) -> None:
         """Release the weights."""
@@ -109,30 +116,35 @@ class ReferenceRunner:
                 steps.append(step)
         return tuple(steps)
 
-    def _run(self, batch: FloatArray, wanted: Sequence[str]) -> tuple[dict[str, IntArray], FloatArray]:
+    def _run(
+        self, batch: FloatArray, wanted: Sequence[str], outputs: Sequence[str]
+    ) -> tuple[dict[str, IntArray], dict[str, FloatArray]]:
+        """Codes of the wanted tensors, and the values of these outputs."""
         if not self._steps:
             raise InputError("the reference runner was closed.", "load the file again.")
         native = native_batch(batch, self._graph.input_shape, self.name)
-        if len(native) == 0:  # shapes and names of one black image, without the image
-            found, logits = self._run_piece(np.zeros((1, *native.shape[1:]), np.float32), wanted)
-            return {name: codes[:0] for name, codes in found.items()}, logits[:0]
-        pieces = [self._run_piece(native[i : i + _IMAGES], wanted) for i in range(0, len(native), _IMAGES)]
-        found = {name: np.concatenate([codes[name] for codes, _ in pieces]) for name in wanted}
-        return found, np.concatenate([logits for _, logits in pieces])
+        # of an empty batch: shapes and names of one black image, without the image
+        images = native if len(native) else np.zeros((1, *native.shape[1:]), np.float32)
+        pieces = [self._run_piece(images[i : i + _IMAGES], wanted, outputs) for i in range(0, len(images), _IMAGES)]
+        found = {name: np.concatenate([codes[name] for codes, _ in pieces])[: len(native)] for name in wanted}
+        values = {name: np.concatenate([floats[name] for _, floats in pieces])[: len(native)] for name in outputs}
+        return found, values
 
-    def _run_piece(self, images: FloatArray, wanted: Sequence[str]) -> tuple[dict[str, IntArray], FloatArray]:
-        values: dict[str, Value] = {self._graph.input_name: images}
+    def _run_piece(
+        self, images: FloatArray, wanted: Sequence[str], outputs: Sequence[str]
+    ) -> tuple[dict[str, IntArray], dict[str, FloatArray]]:
+        values: dict[str, Value] = {**self._constants, self._graph.input_name: Rounded(images)}
         found: dict[str, IntArray] = {}
-        logits_name = self._graph.logits_name
+        kept = self._graph.output_names
         for step in self._steps:
             (name,) = step.node.output
-            value = values[name] = _compute(step, {**self._constants, **values})
-            if name in wanted and not isinstance(value, FixedTensor):
+            value = values[name] = _compute(step, values)
+            if name in wanted and not isinstance(value, FixedTensor | Rounded):
                 found[name] = value.astype(np.int64) - self._zero_points[name]
             for finished in step.done:
-                if finished != logits_name:
+                if finished not in kept:
                     values.pop(finished, None)
-        return found, _logits(self._graph, values | self._constants)
+        return found, {name: _output(name, values[name]) for name in outputs}
 
 
 def _compute(step: _Step, values: Mapping[str, Value]) -> Value:
@@ -143,10 +155,12 @@ def _compute(step: _Step, values: Mapping[str, Value]) -> Value:
             f"{label(step.node)} cannot be computed exactly: {reason}.",
             "an engine would round here; keep scales powers of two, and biases on the grid of their layer.",
         ) from reason
+    except ValueError as error:  # NumPy's word for shapes that do not fit together
+        raise InputError(f"{label(step.node)} cannot be computed: {error}.", "export the model again.") from error
 
 
-def _logits(graph: QdqGraph, values: Mapping[str, Value]) -> FloatArray:
+def _output(name: str, value: Value) -> FloatArray:
     try:
-        return to_float32(fixed(values[graph.logits_name]))
+        return value.values if isinstance(value, Rounded) else to_float32(fixed(value))
     except Refused as reason:
-        raise InputError(f"output {graph.logits_name}: {reason}.", "check the scales of the last layer.") from reason
+        raise InputError(f"output {name}: {reason}.", "check the scales of the last layer.") from reason

@@ -159,6 +159,8 @@ class RunFolder:
             return f"run `faq-deploy {_verb(step)} {self.path}` first."
         if "calibrate" in steps:
             return f"finish it with `faq-deploy quantize --resume -o {self.path}`."
+        if "begin" in steps and steps["begin"].facts.get("verb") == "train" and "train" not in steps:
+            return f"it holds a float training: finish it with `faq-deploy train --resume -o {self.path}`."
         if "train" in steps:
             return f"it holds a float network: pass {self.path / 'float.pth'} to `faq-deploy quantize --weights`."
         return f"make the run again with `faq-deploy quantize MODEL --data DIR -o {self.path} --force`."

@@ -15,6 +15,7 @@ from rich.text import Text
 from engines.build import BuildEvent, BuildResult, build_engines, build_onnx_file, exit_code
 from engines.doctor import as_json as checks_as_json
 from engines.doctor import diagnose
+from engines.engine_manifest import EngineManifest
 from engines.errors import InputError
 from engines.host import RuntimeName
 from engines.profile import parse_profile
@@ -40,14 +41,16 @@ def build(
         runtimes: see `build_engines`.
         sms: see `build_engines`.
         batch: MIN:OPT:MAX.
-        output: where engines of an ONNX file go; `engines` beside it if None.
+        output: where engines of an ONNX file go; `FILE.engines` beside it if None.
         force: build again what is there.
         as_json: machine output.
     """
     names = cast(Sequence[RuntimeName], runtimes)
     profile, version = parse_profile(batch), _version()
+    if source.suffix == ".onnx" and not source.exists():
+        raise InputError(f"{source} does not exist.", "check the path; `faq-deploy export RUN` writes RUN/model.onnx.")
     if source.is_file():
-        folder = output or source.parent / "engines"
+        folder = output or source.with_suffix(".engines")
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file.", "name a folder with -o.")
         results = build_onnx_file(source, folder, names, sms, profile, version=version, on_event=_progress, force=force)
@@ -100,7 +103,7 @@ def _print(results: Sequence[BuildResult], folder: Path) -> None:
             table.add_row(result.name, result.status, size, seconds, f"{made.runtime} {version}")
     console = Console()
     console.print(table)
-    lines = list(dict.fromkeys(f"Note: {note}" for r in results if r.manifest for note in r.manifest.notes))
+    lines = [f"Note: {note}" for note in _merged([r.manifest for r in results if r.manifest is not None])]
     for result in results:
         if result.manifest is None:
             lines += [f"{result.name}: {result.reason}", f"Note: {result.remedy}"]
@@ -108,6 +111,22 @@ def _print(results: Sequence[BuildResult], folder: Path) -> None:
         lines.append(f"Engines are in {folder}")
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _merged(manifests: Sequence[EngineManifest]) -> list[str]:
+    """The notes of several engines, each text once; those that differ in the GPU architecture alone become one."""
+    sms: dict[str, list[str]] = {}
+    for made in manifests:
+        for note in made.notes:
+            found = sms.setdefault(note.replace(f"SM {made.sm} ", "SM {} "), [])
+            if made.sm is not None and str(made.sm) not in found:
+                found.append(str(made.sm))
+    return [pattern.replace("SM {} ", f"SM {_either(found)} ") for pattern, found in sms.items()]
+
+
+def _either(words: Sequence[str]) -> str:
+    *first, last = words or [""]
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _as_dict(result: BuildResult) -> dict[str, object]:

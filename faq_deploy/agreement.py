@@ -89,7 +89,8 @@ def torch_codes(stored: StoredNet, images: FloatArray) -> tuple[dict[str, IntArr
     """
     with torch.inference_mode():
         codes, output = stored.net.codes(torch.from_numpy(images))
-    return {f"{name}.codes": value.numpy() for name, value in codes.items()}, output.numpy()
+    first = output if isinstance(output, torch.Tensor) else output[0]
+    return {f"{name}.codes": value.numpy() for name, value in codes.items()}, first.numpy()
 
 
 def images_at_once(stored: StoredNet, image: FloatArray) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -14,9 +16,11 @@ from engines.image_batches import BadImages, OnBad, batches
 from engines.run_folder import RunFolder
 from faq_deploy import __version__, checkpoint
 from faq_deploy.calibrate import ActivationRange, calibrate
+from faq_deploy.correction import correct, correctable, corrects
 from faq_deploy.data import Splits, calibration_indices
 from faq_deploy.interrupt import Interrupted, StopSignals
 from faq_deploy.model_fit import example_of, require_fit
+from faq_deploy.net import QuantizedNet
 from faq_deploy.output_folder import clear_output, remove_leftovers
 from faq_deploy.recipe import Recipe, dump_toml, parse_recipe
 from faq_deploy.rewrite import rewrite
@@ -27,6 +31,9 @@ from faq_deploy.torch_eval import top1_percent
 from faq_deploy.versions import torch_versions
 
 __all__ = ["Calibrated", "begin_run", "calibrate_run", "interrupted"]
+
+_CORRECTED: Final = "corrected.pt"
+_CORRECTED_TOGETHER: Final = 16  # images in a batch: what a layer reads and writes should fit the cache
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ def calibrate_run(
 ) -> Calibrated:
     """Rewrite and calibrate, and write `float.pt`, `samples.npz`, `recipe.toml`: from here on a run can be resumed.
 
+    Where the recipe corrects weights or biases, `float.pt` keeps the float net's, and `corrected.pt` has the others.
     An earlier run in the folder is removed only then.
 
     Args:
@@ -79,6 +87,7 @@ def calibrate_run(
         InputError: images and model don't fit together, or the model has parts that can't be quantized.
         Interrupted: a signal came while the files were written; they are complete.
     """
+    recipe = correctable(recipe)
     section, seed = recipe.calibration, recipe.training.seed
     wanted = section.batches * section.batch_size
     indices = calibration_indices(splits.train.labels, wanted, seed)
@@ -97,18 +106,23 @@ def calibrate_run(
     source = batches(splits.train, indices, section.batch_size, on_bad=on_bad, bad=bad)
     ranges = calibrate(net, (torch.from_numpy(b.images) for b in source), section, recipe.target)
     warnings += _waste_warnings(ranges, section.waste_warning)
+    floating = copy.deepcopy(net) if corrects(section) else net
+    if corrects(section):
+        few = indices[: section.correction_images]
+        on_stage(f"correcting weights and biases on {len(few)} training images")
+        source = batches(splits.train, few, _CORRECTED_TOGETHER, on_bad=on_bad, bad=bad)
+        correct(net, (torch.from_numpy(b.images) for b in source), section)
     on_stage("measuring the float and the calibrated net")
-    net.to(device)
-    net.set_mode("float")
-    float_top1 = top1_percent(net, splits.val, device=device, on_bad=on_bad, bad=bad)
-    net.set_mode("quantize")
+    floating.to(device).set_mode("float")
+    float_top1 = top1_percent(floating, splits.val, device=device, on_bad=on_bad, bad=bad)
+    net.to(device).set_mode("quantize")
     top1 = top1_percent(net, splits.val, device=device, on_bad=on_bad, bad=bad)
     stored = StoredNet(
         net=net.cpu(), recipe=recipe, facts=facts.model_copy(update={"ranges": [r.as_dict() for r in ranges]})
     )
     calibrated = Calibrated(stored, float_top1, top1, warnings)
     with StopSignals() as signals:
-        _write_calibrated(calibrated, splits, run, data)
+        _write_calibrated(calibrated, floating.cpu(), splits, run, data)
     if signals.requested:
         raise interrupted(run)
     return calibrated
@@ -121,6 +135,8 @@ def begin_run(run: RunFolder) -> Calibrated:
         InputError: the folder holds no calibrated run, or its files were changed.
     """
     stored = load_net(run.require("calibrate", "float.pt"))
+    if corrects(stored.recipe.calibration):
+        stored = load_net(run.require("calibrate", _CORRECTED))
     if checkpoint.has_checkpoint(run):  # it may have been asked for more epochs since
         recipe = parse_recipe(checkpoint.load_state(run).recipe_toml, f"The recipe in {run / checkpoint.CHECKPOINT}")
         stored = stored.model_copy(update={"recipe": recipe})
@@ -142,14 +158,18 @@ def interrupted(run: RunFolder, what: str = "") -> Interrupted:
     )
 
 
-def _write_calibrated(calibrated: Calibrated, splits: Splits, run: RunFolder, data: DataFacts) -> None:
+def _write_calibrated(
+    calibrated: Calibrated, floating: QuantizedNet, splits: Splits, run: RunFolder, data: DataFacts
+) -> None:
     stored, seed = calibrated.stored, calibrated.stored.recipe.training.seed
     remove_leftovers(run)
     with ExitStack() as files:  # all are written before one gets its name: a full disk leaves an earlier run as it was
         files.enter_context(atomic_path(run / "recipe.toml")).write_text(dump_toml(stored.recipe), "utf-8")
         samples = files.enter_context(atomic_path(run / "samples.npz"))
         write_samples(samples, splits.val, calibration_indices(splits.val.labels, COUNT, seed))
-        write_net(files.enter_context(atomic_path(run / "float.pt")), stored.net, stored.recipe, stored.facts)
+        write_net(files.enter_context(atomic_path(run / "float.pt")), floating, stored.recipe, stored.facts)
+        if floating is not stored.net:
+            write_net(files.enter_context(atomic_path(run / _CORRECTED)), stored.net, stored.recipe, stored.facts)
         clear_output(run)
     try:
         _record_calibrated(calibrated, splits, run, data)
@@ -165,7 +185,7 @@ def _record_calibrated(calibrated: Calibrated, splits: Splits, run: RunFolder, d
     run.record(
         "calibrate",
         version=__version__,
-        outputs=["float.pt", "samples.npz", "recipe.toml"],
+        outputs=["float.pt", "samples.npz", "recipe.toml", *([_CORRECTED] if corrects(section) else [])],
         versions=torch_versions(),
         facts={
             "data": data.model_dump(),

@@ -62,9 +62,10 @@ class TrainingState:
         epoch: the epoch in progress, from 0; all before it are validated.
         step_in_epoch: steps of it done; equal to `steps_per_epoch` if only its validation is missing.
         global_step: steps done in all.
-        best: state dict of the best validated epoch; empty before the first.
+        best: state dict of the best validated epoch, the net as it came counting as epoch 0 if its top-1 is known; else
+            empty before the first.
         best_epoch: epochs done when `best` was taken.
-        best_top1: its validation top-1 in percent, NaN before the first.
+        best_top1: its validation top-1 in percent, NaN where `best` is empty.
         last_top1: of the last validated epoch in percent, NaN before the first.
         tally: sums over the epoch in progress.
         seconds: of training in the epochs done, without validation and checkpoints.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Final, NoReturn
 
+import click.exceptions as click_exceptions
 import rich_click as click
 
 from engines.errors import FaqError
 
 __all__ = ["ErrorGroup"]
+
+# what Click raises where a group is called without a command, from 8.2 on
+_NO_ARGUMENTS: Final[type[click.UsageError] | tuple[()]] = getattr(click_exceptions, "NoArgsIsHelpError", ())
 
 _EXTRAS: Final = {
     "torch": "torch",
@@ -25,7 +31,15 @@ _EXTRAS: Final = {
 class ErrorGroup(click.RichGroup):
     """Turns errors that a user can act on into two lines and an exit code."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _usage_errors():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
+        with _usage_errors():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except FaqError as error:
@@ -57,6 +71,18 @@ class ErrorGroup(click.RichGroup):
             )
         except KeyboardInterrupt:
             _fail("Stopped.", "nothing half-written was left behind; run the command again.", 130)
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Print what Click finds wrong with a command line in the same two lines as everything else."""
+    try:
+        yield
+    except click.UsageError as error:
+        if error.ctx is None or isinstance(error, _NO_ARGUMENTS):  # the latter is the help itself
+            raise
+        what = " ".join(error.format_message().split())
+        _fail(what if what.endswith((".", "?")) else f"{what}.", f"see `{error.ctx.command_path} --help`.", 2)
 
 
 def _fail(what: str, remedy: str, code: int) -> NoReturn:

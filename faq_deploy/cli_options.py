@@ -1,57 +1,45 @@
-"""The options that `quantize` and `train` share, and the groups in which --help shows them."""
+"""The options of the larger commands, and the groups in which --help shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import rich_click as click
 
-__all__ = ["training_options"]
+__all__ = ["build_options", "eval_options", "float_options", "training_options"]
 
 _T = TypeVar("_T")
+
+_MODEL_AND_DATA: Final = (
+    "--weights",
+    "--num-classes",
+    "--ema",
+    "--data",
+    "--train-fraction",
+    "--class-order",
+    "--on-bad-image",
+)
+_RECIPE: Final = ("--recipe", "--epochs", "--lr", "--batch-size", "--seed", "--set")
+_QUANTIZED: Final = ("--bits", "--target", "--cpu", "--keep")
+_PREPROCESSING: Final = ("--resize", "--crop", "--mean", "--std", "--interpolation", "--color", "--orientation")
+_RUN: Final = ("--output", "--resume", "--force", "--device", "--workers", "--json", "--help")
+
+
+def _groups(recipe: tuple[str, ...]) -> list[dict[str, object]]:
+    names = ("Model and data", "Recipe", "Preprocessing", "Run")
+    lists = (_MODEL_AND_DATA, recipe, _PREPROCESSING, _RUN)
+    return [{"name": name, "options": list(options)} for name, options in zip(names, lists, strict=True)]
+
 
 click.rich_click.SHOW_ARGUMENTS = True
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.ERRORS_EPILOGUE = ""
 click.rich_click.OPTION_GROUPS = {
-    "faq-deploy quantize": [
-        {
-            "name": "Model and data",
-            "options": [
-                "--weights",
-                "--num-classes",
-                "--ema",
-                "--data",
-                "--train-fraction",
-                "--class-order",
-                "--on-bad-image",
-            ],
-        },
-        {
-            "name": "Recipe",
-            "options": [
-                "--recipe",
-                "--bits",
-                "--target",
-                "--cpu",
-                "--epochs",
-                "--lr",
-                "--batch-size",
-                "--seed",
-                "--set",
-                "--keep",
-            ],
-        },
-        {
-            "name": "Preprocessing",
-            "options": ["--resize", "--crop", "--mean", "--std", "--interpolation", "--color", "--orientation"],
-        },
-        {"name": "Run", "options": ["--output", "--resume", "--force", "--device", "--workers", "--json", "--help"]},
-    ],
+    "faq-deploy quantize": _groups(("--recipe", *_QUANTIZED, *_RECIPE[1:])),  # type: ignore[dict-item]
+    "faq-deploy train": _groups(_RECIPE),  # type: ignore[dict-item]
 }
-click.rich_click.OPTION_GROUPS["faq-deploy train"] = click.rich_click.OPTION_GROUPS["faq-deploy quantize"]
 
 
 def _options(*decorators: Callable[[_T], _T]) -> Callable[[_T], _T]:
@@ -63,7 +51,7 @@ def _options(*decorators: Callable[[_T], _T]) -> Callable[[_T], _T]:
     return apply
 
 
-training_options = _options(
+_model_and_data = _options(
     click.option("--weights", metavar="FILE|NAME", help="Checkpoint file, a torchvision weights name, or `random`."),
     click.option(
         "--num-classes", type=click.IntRange(1), help="Classes of the head; follows the checkpoint if absent."
@@ -85,26 +73,17 @@ training_options = _options(
         show_default=True,
         help="What to do about an image that can't be read.",
     ),
-    click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`; by default the one of --bits."),
-    click.option("--bits", type=click.Choice(["8", "4"]), help="Precision of weights and activations.  [default: 8]"),
-    click.option(
-        "--target",
-        type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
-        help="Whose grids to train on.  [default: tensorrt]",
-    ),
-    click.option("--cpu", type=click.Choice(["any", "vnni"]), help="Which x86 CPUs target onnxruntime is exact on."),
-    click.option("--epochs", type=click.IntRange(0), help="0 calibrates only."),
+)
+
+_training = _options(
+    click.option("--epochs", type=click.IntRange(0), help="Passes over the training images; 0 trains nothing."),
     click.option("--lr", type=float, help="First learning rate."),
     click.option("--batch-size", type=click.IntRange(1), help="Images a training step."),
     click.option("--seed", type=click.IntRange(0), help="Of image order, augmentation and dropout."),
     click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any other value of the recipe."),
-    click.option(
-        "--keep",
-        type=click.Choice(["best", "last"]),
-        default="best",
-        show_default=True,
-        help="Which epoch's weights go on to export.",
-    ),
+)
+
+_run = _options(
     click.option("--resize", type=click.IntRange(0), help="Shorter side in pixels; 0 leaves the size as it is."),
     click.option("--crop", type=click.IntRange(0), help="Center crop in pixels; 0 takes the whole image."),
     click.option("--mean", metavar="M[,M,M]", help="Channel means, of pixels scaled to 0..1."),
@@ -118,4 +97,112 @@ training_options = _options(
     click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to train."),
     click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that load images."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+)
+
+training_options = _options(
+    _model_and_data,
+    click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`; by default the one of --bits."),
+    click.option("--bits", type=click.Choice(["8", "4"]), help="Precision of weights and activations.  [default: 8]"),
+    click.option(
+        "--target",
+        type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
+        help="Whose grids to train on.  [default: tensorrt]",
+    ),
+    click.option("--cpu", type=click.Choice(["any", "vnni"]), help="Which x86 CPUs target onnxruntime is exact on."),
+    _training,
+    click.option(
+        "--keep",
+        type=click.Choice(["best", "last"]),
+        help="Which epoch's weights go on to export; the best may be that before the first.  [default: best]",
+    ),
+    _run,
+)
+
+float_options = _options(
+    _model_and_data,
+    click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`.  [default: float]"),
+    _training,
+    _run,
+)
+
+build_options = _options(
+    click.option(
+        "--runtime",
+        "runtimes",
+        multiple=True,
+        type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
+        help="Repeatable.  [default: tensorrt where it runs, else onnxruntime]",
+    ),
+    click.option(
+        "--sm",
+        "sms",
+        multiple=True,
+        type=int,
+        metavar="75|80|86|89|120",
+        help="GPU architectures for tensorrt-rtx; repeatable.",
+    ),
+    click.option(
+        "--batch",
+        default="1:8:32",
+        show_default=True,
+        metavar="MIN:OPT:MAX",
+        help="Batch sizes of the optimization profile.",
+    ),
+    click.option(
+        "--output",
+        "-o",
+        type=click.Path(path_type=Path),
+        help="Folder for engines built from FILE.onnx.  [default: FILE.engines beside it]",
+    ),
+    click.option("--force", is_flag=True, help="Build again what is there already."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+)
+
+eval_options = _options(
+    click.option("--data", help="The same data in another place."),
+    click.option(
+        "--engine",
+        "engines",
+        multiple=True,
+        help="Judge only these engines; repeatable.  [default: all that were built]",
+    ),
+    click.option(
+        "--max-drop",
+        type=float,
+        default=0.1,
+        show_default=True,
+        help="Points of top-1 that a stage may lose against PyTorch quantized.",
+    ),
+    click.option(
+        "--max-flips",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Images whose top-1 may differ from PyTorch quantized.",
+    ),
+    click.option("--max-float-drop", type=float, help="Points that PyTorch quantized may lose against PyTorch float."),
+    click.option("--allow-skip", is_flag=True, help="Pass although no engine was built, or one can't run here."),
+    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images a batch."),
+    click.option(
+        "--code-images",
+        type=click.IntRange(0),
+        default=64,
+        show_default=True,
+        help="Images whose integer codes are compared.",
+    ),
+    click.option(
+        "--reference-images",
+        type=click.IntRange(1),
+        default=64,
+        show_default=True,
+        help="Images that the NumPy integer reference runs.",
+    ),
+    click.option(
+        "--on-bad-image",
+        type=click.Choice(["error", "skip"]),
+        default="error",
+        show_default=True,
+        help="What to do about an image that can't be read.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
 )

@@ -10,25 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from engines import engine_manifest
-from engines.errors import CannotRunHere, InputError
-from engines.files import sha256_of
-from engines.host import this_host
+from engines.errors import InputError
 from engines.image_batches import BadImages, OnBad, batches
 from engines.images import ImageSet
 from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
 from engines.run_folder import RunFolder
-from engines.runner import Runner
-from engines.tensorrt_runner import open_engine
 from faq_deploy import __version__
 from faq_deploy.certificate import certificate
 from faq_deploy.checkpoint import METRICS
+from faq_deploy.engine_stages import engine_stages
 from faq_deploy.gate import Limits, judge
-from faq_deploy.report_model import Engine, Epoch, Layer, Report
-from faq_deploy.run_data import DataFacts, data_of_run
-from faq_deploy.stages import StageKind, Tally, TorchRunner
-from faq_deploy.stored_net import StoredNet, load_net
+from faq_deploy.report_model import Epoch, Layer, Report
+from faq_deploy.run_data import DataFacts, data_of_run, preprocessing_in_words
+from faq_deploy.stages import Tally, TorchRunner
+from faq_deploy.stored_net import NetFacts, StoredNet, load_net
 from faq_deploy.versions import engine_versions
 
 __all__ = ["EvalOptions", "evaluate", "load_run"]
@@ -104,7 +100,13 @@ def evaluate(
     bad = BadImages()
     quantized = Tally("PyTorch quantized", "quantized", TorchRunner(loaded.quantized, quantized=True))
     floating = Tally("PyTorch float", "float", TorchRunner(loaded.floating, quantized=False))
-    others, engines = _stages(loaded, options)
+    path = loaded.onnx_path
+    others = [
+        Tally("integer reference (NumPy)", "reference", ReferenceRunner(path), limit=options.reference_images),
+        Tally("onnxruntime, optimizations off", "onnxruntime", OrtRunner(path, oracle=True)),
+    ]
+    runs, engines = engine_stages(loaded.run, path, options.engines)
+    others += runs
     try:
         for batch in batches(images, None, options.batch_size, on_bad=options.on_bad, bad=bad):
             _run_batch(batch.images, batch.labels, quantized, [floating, *others], options)
@@ -123,15 +125,19 @@ def evaluate(
         f"{t.name}: {t.differing} of {t.compared} codes differ, first in {t.first}" for t in others if t.differing
     ]
     facts = loaded.quantized.facts
-    if facts.epoch:
-        which = f"The weights are those of the {facts.kept} epoch ({facts.epoch})."
+    if curve or facts.epoch:
+        which = "The weights are the calibrated ones: every epoch of fine-tuning was worse."
+        if facts.epoch:
+            which = f"The weights are those of the {facts.kept} epoch ({facts.epoch})."
         verdict = verdict.model_copy(update={"sentences": [*verdict.sentences, which]})
     return Report(
         faq_deploy=__version__,
         created=datetime.now(UTC).replace(microsecond=0),
         run=loaded.run.path.resolve().name,
         model=facts.model,
+        weights=_weights(facts),
         data=description,
+        preprocessing=preprocessing_in_words(facts.preprocessing),
         images=quantized.images,
         recipe=_flat(json.loads(loaded.quantized.recipe.model_dump_json())),
         verdict=verdict,
@@ -162,53 +168,6 @@ def _run_batch(
         if codes is not None and tally.kind != "float" and tally.images > before:
             count = min(tally.images - before, options.code_images - done)
             tally.compare_codes(images[:count], {name: value[:count] for name, value in codes.items()})
-
-
-def _stages(loaded: LoadedRun, options: EvalOptions) -> tuple[list[Tally], list[Engine]]:
-    path = loaded.onnx_path
-    tallies = [
-        Tally("integer reference (NumPy)", "reference", ReferenceRunner(path), limit=options.reference_images),
-        Tally("onnxruntime, optimizations off", "onnxruntime", OrtRunner(path, oracle=True)),
-    ]
-    steps = loaded.run.manifest().steps
-    built = [name.removeprefix("build/") for name in steps if name.startswith("build/")]
-    missing = [name for name in options.engines or () if name not in built]
-    if missing:
-        there = f"built are {', '.join(built)}; " if built else ""
-        raise InputError(
-            f"{loaded.run.path} has no engine {missing[0]}.",
-            f"{there}build more with `faq-deploy build {loaded.run.path}`.",
-        )
-    rows: list[Engine] = []
-    for name in built:
-        if options.engines is not None and name not in options.engines:
-            continue
-        folder = loaded.run / "engines" / name
-        manifest = engine_manifest.check(folder, sha256_of(path))
-        runner, skipped = _open(folder, manifest.runtime, sha256_of(path))
-        kind: StageKind = "engine"
-        tallies.append(Tally(f"engine {name}", kind, runner, skipped=skipped))
-        rows.append(
-            Engine(
-                name=name,
-                sm=None if manifest.sm is None else str(manifest.sm),
-                bytes=manifest.bytes,
-                seconds=manifest.seconds,
-                status="ran" if skipped is None else "skipped",
-                note=skipped or " ".join(manifest.notes),
-            )
-        )
-    return tallies, rows
-
-
-def _open(folder: Path, runtime: str, onnx_sha256: str) -> tuple[Runner | None, str | None]:
-    try:
-        if runtime == "onnxruntime":
-            manifest = engine_manifest.check(folder, onnx_sha256, this_host())
-            return OrtRunner(folder / manifest.file), None
-        return open_engine(folder, onnx_sha256), None
-    except CannotRunHere as error:
-        return None, error.what
 
 
 def _layers(stored: StoredNet) -> list[Layer]:
@@ -248,6 +207,11 @@ def _layers(stored: StoredNet) -> list[Layer]:
                 )
             )
     return rows
+
+
+def _weights(facts: NetFacts) -> str:
+    sha256 = "" if facts.weights_sha256 is None else f" (sha256 {facts.weights_sha256[:12]}...)"
+    return f"{facts.weights.removeprefix('weights ')}{sha256}".strip()
 
 
 def _curve(run: RunFolder) -> tuple[list[Epoch], list[str]]:

@@ -16,9 +16,9 @@ from engines.errors import FaqError
 from engines.files import atomic_path
 from engines.lint import lint
 from engines.runner import FloatArray
-from faq_deploy.agreement import Agreement, compare, torch_codes
+from faq_deploy.agreement import Agreement, compare
 from faq_deploy.certificate import LayerBound, certificate, over_the_bound
-from faq_deploy.emit import Emitter
+from faq_deploy.emit import emit_graph
 from faq_deploy.stored_net import StoredNet
 
 __all__ = ["ExportResult", "export_onnx"]
@@ -62,9 +62,8 @@ def export_onnx(
         FaqError: codes differ although every layer is proven exact: a bug in faq-deploy.
     """
     on_stage("writing the graph")
-    shape = list(torch_codes(stored, images[:1])[1].shape[1:])
     bounds = certificate(stored.net)
-    model = _model(stored, shape, versions, checkpoint_sha256, bounds)
+    model = _model(stored, versions, checkpoint_sha256, bounds)
     warnings = _lint(model, stored.recipe.target)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
@@ -76,13 +75,12 @@ def export_onnx(
 
 def _model(
     stored: StoredNet,
-    output_shape: list[int],
     versions: dict[str, str],
     checkpoint_sha256: str,
     bounds: list[LayerBound],
 ) -> onnx.ModelProto:
     net, recipe, facts = stored.net, stored.recipe, stored.facts
-    graph = Emitter(net, recipe.target).run(output_shape)
+    graph = emit_graph(net, recipe.target)
     model = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", OPSET)],

@@ -27,7 +27,7 @@ class FinetuneResult:
 
     Attributes:
         best_state: state dict of the epoch with the best validation top-1, the earlier of equals; on the CPU.
-        best_epoch: epochs done when it was taken; 0 if nothing was trained.
+        best_epoch: epochs done when it was taken; 0 if nothing was trained, or every epoch was worse than no training.
         best_top1: its validation top-1 in percent.
         last_top1: that of the last epoch.
         epochs_done: in all.
@@ -58,6 +58,7 @@ def finetune(
     device: torch.device,
     reporter: TrainingReporter,
     before_step: Callable[[], None] | None = None,
+    start_top1: float | None = None,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
 ) -> FinetuneResult:
@@ -76,6 +77,8 @@ def finetune(
         device: where to train.
         reporter: told about steps and epochs.
         before_step: called before each training forward (recomputes the weights' exponents).
+        start_top1: of `net` as it comes, validation top-1 in percent: it stays the best until an epoch is as good. None
+            where the net is worth nothing yet.
         resume: go on from the run's checkpoint.
         checkpoint_seconds: of training between checkpoints.
 
@@ -109,6 +112,8 @@ def finetune(
         state = TrainingState(
             recipe_toml, weight_decay, train.steps_per_epoch, net.state_dict(), optimizer.state_dict()
         )
+        if start_top1 is not None:
+            state.best, state.best_top1 = copy_of_state(net), start_top1
         checkpoint.save_state(run, state)  # from here on, a kill leaves something to resume
     try:
         with (

@@ -18,7 +18,7 @@ class Limits:
         max_drop: points of top-1 that a stage may lose against PyTorch quantized.
         max_flips: images whose top-1 may differ from PyTorch quantized.
         max_float_drop: points that PyTorch quantized may lose against PyTorch float; None for no such gate.
-        allow_skip: whether an engine that can't run here may be left out.
+        allow_skip: whether engines may be left out: none was built, or one can't run here.
     """
 
     max_drop: float = 0.1
@@ -35,7 +35,8 @@ def judge(stages: Sequence[Stage], limits: Limits) -> tuple[list[Gate], Verdict]
         limits: see `Limits`.
 
     Returns:
-        Every gate, and exit code 0 (all kept), 1 (one broken) or 3 (all kept, but a wanted engine was skipped).
+        Every gate, and exit code 0 (all kept), 1 (one broken) or 3 (all kept, but no engine was built or a wanted one
+        was skipped).
     """
     quantized = next(s for s in stages if s.kind == "quantized")
     gates: list[Gate] = []
@@ -55,8 +56,7 @@ def judge(stages: Sequence[Stage], limits: Limits) -> tuple[list[Gate], Verdict]
                 detail="points of top-1, PyTorch float minus PyTorch quantized",
             )
         )
-    skipped = [s for s in stages if s.skipped is not None]
-    return gates, _verdict(gates, skipped, limits)
+    return gates, _verdict(gates, stages, limits)
 
 
 def _against_quantized(stage: Stage, quantized: Stage, limits: Limits) -> list[Gate]:
@@ -91,12 +91,19 @@ def _points(before: Stage, after: Stage) -> float | None:
     return before.top1 - after.top1
 
 
-def _verdict(gates: Sequence[Gate], skipped: Sequence[Stage], limits: Limits) -> Verdict:
+def _verdict(gates: Sequence[Gate], stages: Sequence[Stage], limits: Limits) -> Verdict:
+    skipped = [s for s in stages if s.skipped is not None]
+    no_engine = all(s.kind != "engine" for s in stages)
     broken = [g for g in gates if not g.passed]
     sentences = [f"{g.name} is {_number(g.value)}, the limit is {_number(g.limit)} ({g.detail})." for g in broken]
     sentences += [f"{s.name} was skipped: {s.skipped}" for s in skipped]
+    if no_engine:
+        sentences.append("No engine was built, so none was judged.")
     if broken:
         return Verdict(passed=False, exit_code=1, sentences=sentences)
+    if no_engine and not limits.allow_skip:
+        sentences.append("Build one with `faq-deploy build`, or pass --allow-skip to judge the net without an engine.")
+        return Verdict(passed=False, exit_code=3, sentences=sentences)
     if skipped and not limits.allow_skip:
         sentences.append("A skipped engine is not a passed one: run this where it can run, or pass --allow-skip.")
         return Verdict(passed=False, exit_code=3, sentences=sentences)

@@ -1,4 +1,4 @@
-"""The layers of a quantized net. Each works in one of three modes: float, observe, quantize."""
+"""Quantizers and weighted layers of a net. Each works in one of three modes: float, observe, quantize."""
 
 from __future__ import annotations
 
@@ -10,20 +10,9 @@ from torch import Tensor, nn
 
 from faq_deploy.fixed_point import FixedPoint, codes_of, quantize_activation, quantize_weight, step_size
 from faq_deploy.live_norm import LiveNorm
+from faq_deploy.products import Product
 
-__all__ = [
-    "ActivationQuantizer",
-    "Add",
-    "Concat",
-    "Flatten",
-    "GlobalAveragePool",
-    "Mode",
-    "Observer",
-    "QuantizedConv",
-    "QuantizedLinear",
-    "Reshape",
-    "WeightedLayer",
-]
+__all__ = ["ActivationQuantizer", "FloatLayer", "Mode", "Observer", "WeightedLayer"]
 
 Mode = Literal["float", "observe", "quantize"]
 
@@ -68,6 +57,11 @@ class ActivationQuantizer(nn.Module):
         self.exponent.fill_(exponent)
         self._read_exponent()
 
+    @property
+    def exponent_number(self) -> int:
+        """The exponent, without a look at the device."""
+        return self._exponent
+
     def _read_exponent(self) -> None:
         self._exponent = int(self.exponent)
         self.top_code = self.grid.max_code
@@ -94,8 +88,48 @@ class ActivationQuantizer(nn.Module):
         return (values * step_size(-self.exponent)).to(torch.int64)
 
 
-class WeightedLayer(nn.Module):
-    """A convolution or linear layer with fixed-point weights and a bias on the accumulator's grid.
+class FloatLayer(nn.Module):
+    """A convolution or linear layer with float weights (`--skip`, `--leaf`), and what quantized ones share.
+
+    Args:
+        weight, bias: float32; the weight's layout is the product's.
+        product: what the layer does with them.
+        norm: a live batch norm behind it.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, product: Product, norm: LiveNorm | None = None) -> None:
+        super().__init__()
+        self.norm, self.product = norm, product
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Float weight and bias, a live batch norm multiplied into them: what gets quantized."""
+        if self.norm is None:
+            return self.weight, self.bias
+        a, c = self.norm.constants()
+        return self.product.scaled(self.weight, a), c
+
+    def constants(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as the net uses them."""
+        return self.folded()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) float32 to (N, channels, ...)."""
+        weight, bias = self.constants()
+        if self.norm is not None and self.training:
+            normalized: Tensor = self.norm(self.product(x, weight, None))
+            return normalized
+        return self.product(x, weight, bias)
+
+
+class WeightedLayer(FloatLayer):
+    """A layer with fixed-point weights and a bias on the accumulator's grid.
+
+    Args:
+        weight, bias, product, norm: see `FloatLayer`.
+        grid: of the weights.
+        per_channel: one weight exponent a slice of axis 0, else one in all.
 
     Buffers:
         weight_exponent: int32, (channels,) or (1,); follows the weights in training, else frozen (A10).
@@ -106,12 +140,16 @@ class WeightedLayer(nn.Module):
     input_exponent: Tensor
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, grid: FixedPoint, per_channel: bool, norm: LiveNorm | None = None
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        product: Product,
+        norm: LiveNorm | None = None,
+        *,
+        grid: FixedPoint,
+        per_channel: bool,
     ) -> None:
-        super().__init__()
-        self.norm = norm
-        self.weight = nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        super().__init__(weight, bias, product, norm)
         self.grid, self.per_channel = grid, per_channel
         self.mode: Mode = "float"
         self.register_buffer("weight_exponent", torch.zeros(len(weight) if per_channel else 1, dtype=torch.int32))
@@ -125,13 +163,6 @@ class WeightedLayer(nn.Module):
         """int32, (channels,) or (1,): a product of codes, and so the bias, has step 2^this."""
         return self.weight_exponent + self.input_exponent
 
-    def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Float weight and bias, a live batch norm multiplied into them: what gets quantized."""
-        if self.norm is None:
-            return self.weight, self.bias
-        a, c = self.norm.constants()
-        return self.weight * a.reshape(-1, *[1] * (self.weight.dim() - 1)), c
-
     def constants(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as the net uses them: on their grids, straight-through gradients."""
         weight, bias = self.folded()
@@ -141,17 +172,6 @@ class WeightedLayer(nn.Module):
         if bias is None:
             return weight, None
         return weight, quantize_weight(bias, self.accumulator_exponent, FixedPoint(32, True))
-
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        raise AssertionError("a convolution or linear layer defines this")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, ...) float32 to (N, channels, ...)."""
-        weight, bias = self.constants()
-        if self.norm is not None and self.training:
-            normalized: Tensor = self.norm(self._product(x, weight, None))
-            return normalized
-        return self._product(x, weight, bias)
 
     def weight_codes(self) -> Tensor:
         """int8 weight codes, shape of the weight."""
@@ -163,77 +183,3 @@ class WeightedLayer(nn.Module):
         bias = self.folded()[1]
         assert bias is not None
         return codes_of(bias.detach(), self.accumulator_exponent, FixedPoint(32, True)).to(torch.int32)
-
-
-class QuantizedConv(WeightedLayer):
-    """2-d convolution; see `WeightedLayer`."""
-
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        grid: FixedPoint,
-        per_channel: bool,
-        norm: LiveNorm | None = None,
-        *,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
-    ) -> None:
-        super().__init__(weight, bias, grid, per_channel, norm)
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-
-class QuantizedLinear(WeightedLayer):
-    """Fully connected layer; see `WeightedLayer`."""
-
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-
-class Add(nn.Module):
-    """Sum of two tensors of one shape."""
-
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """Elementwise sum."""
-        return left + right
-
-
-class Concat(nn.Module):
-    """Concatenation over channels."""
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Tensors (N, C_i, ...) to (N, ΣC_i, ...)."""
-        return torch.cat(tensors, 1)
-
-
-class Flatten(nn.Module):
-    """(N, C, ...) to (N, C·...)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Flatten all but the batch."""
-        return x.flatten(1)
-
-
-class Reshape(nn.Module):
-    """(N, ...) to (N, *shape)."""
-
-    def __init__(self, shape: list[int]) -> None:
-        super().__init__()
-        self.shape = shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Reshape all but the batch."""
-        return x.reshape(len(x), *self.shape)
-
-
-class GlobalAveragePool(nn.Module):
-    """Mean over height and width, kept as (N, C, 1, 1): one exact sum, one division (design 4)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, 1, 1)."""
-        return x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])

@@ -73,10 +73,13 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int) ->
             "give a classifier: one number per class and image.",
         )
     if logits.shape[1] != classes:
-        raise InputError(
-            f"{model} has {logits.shape[1]} classes but the data has {classes}.",
-            "pass --num-classes, weights with that head, or another data folder.",
-        )
+        remedy = f"pass --num-classes {classes}, weights with that head, or another data folder."
+        if ".py:" in model:
+            remedy = (
+                f"let {model} make {classes} outputs (--num-classes {classes} where it has a parameter num_classes), "
+                "and pass weights with that head; or another data folder."
+            )
+        raise InputError(f"{model} has {logits.shape[1]} classes but the data has {classes}.", remedy)
 
 
 def require_trainable(module: nn.Module, example: Tensor, model: str, smallest_batch: int) -> None:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, cast
+from collections.abc import Callable, Mapping
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from faq_deploy.batch_norm import BatchNormMode
-from faq_deploy.fixed_point import FixedPoint, WeightRule, bias_floor, weight_exponents
-from faq_deploy.graph import TRANSPARENT, WEIGHTED, Graph, Node
-from faq_deploy.layers import (
-    ActivationQuantizer,
-    Add,
-    Concat,
-    Flatten,
-    GlobalAveragePool,
-    Mode,
-    QuantizedConv,
-    QuantizedLinear,
-    Reshape,
-    WeightedLayer,
-)
-from faq_deploy.live_norm import LiveNorm
+from faq_deploy.build_layers import Surroundings, build_layer, grid_of
+from faq_deploy.certify import certified_exponents, reaches
+from faq_deploy.fixed_point import WeightRule, bias_floor, weight_exponents
+from faq_deploy.graph import WEIGHTED, Graph, Node
+from faq_deploy.layers import ActivationQuantizer, Mode, WeightedLayer
+from faq_deploy.norm_layer import ExactNorm
 from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
+from faq_deploy.resample import Resize
+from faq_deploy.slope import SlopedRelu
+from faq_deploy.unary import CodeRange, Unary
 
 __all__ = ["QuantizedNet", "WeightRules"]
+
+# What computes differently by mode.
+_MODAL = (ActivationQuantizer, WeightedLayer, QuantizedBatchNorm, ExactNorm, SlopedRelu, Resize)
 
 
 class WeightRules(dict[int, WeightRule]):
@@ -38,7 +35,7 @@ class WeightRules(dict[int, WeightRule]):
 
 
 class QuantizedNet(nn.Module):
-    """An ordinary module (same input and logits as the float model) made of fixed-point layers.
+    """An ordinary module (same inputs and outputs as the float model) made of fixed-point layers.
 
     Args:
         graph: with `quantize` nodes.
@@ -47,6 +44,7 @@ class QuantizedNet(nn.Module):
         batch_norm: which constants `batch_norm` nodes use.
         rules: weight exponent rules.
         sigma_factor: c of rule `sigma` (A7).
+        certify: raise the exponents of channels whose sums could pass 2^24.
     """
 
     def __init__(
@@ -58,47 +56,83 @@ class QuantizedNet(nn.Module):
         batch_norm: BatchNormMode,
         rules: WeightRules,
         sigma_factor: float,
+        certify: bool = False,
     ) -> None:
         super().__init__()
-        self.graph, self.rules, self.sigma_factor, self.per_channel = graph, rules, sigma_factor, per_channel
+        self.graph, self.rules, self.sigma_factor = graph, rules, sigma_factor
         self.batch_norm: BatchNormMode = batch_norm
-        self.layers = nn.ModuleDict(
-            {node.name: _layer(node, state, per_channel, batch_norm) for node in graph if node.kind != "input"}
-        )
+        self.certify = certify
+        self._behind = False  # a step of training may have followed the last refresh
+        nodes = graph.by_name()
+        self._nodes = nodes
+        self._sources = _sources(graph)
+        self._float = _float_nodes(graph, self._sources)
+        self.layers = nn.ModuleDict()
+        for node in graph:
+            if node.kind != "input":
+                read = tuple(grid_of(nodes[source]) for source in self._sources[node.name])
+                self.layers[node.name] = build_layer(node, Surroundings(state, per_channel, batch_norm, read))
         last_reader = {name: node.name for node in graph for name in node.inputs}
         self._spent = {
             node.name: [i for i in dict.fromkeys(node.inputs) if last_reader[i] == node.name and i not in graph.outputs]
             for node in graph
         }
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float32 to logits (N, classes)."""
-        return self._run(x, None)
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Images (N, C, H, W) float32, one tensor an input, to logits (N, classes); a tuple for several outputs."""
+        return self._run(inputs, None)
 
-    def codes(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Every quantizer's codes (int64, by name) and the logits."""
+    def codes(self, *inputs: Tensor) -> tuple[dict[str, Tensor], Tensor | tuple[Tensor, ...]]:
+        """Every quantizer's codes (int64, by name; not those of constants) and what `forward` returns."""
         found: dict[str, Tensor] = {}
-        logits = self._run(x, found)
+
+        def keep(node: Node, value: Tensor) -> None:
+            layer = self.layers[node.name]
+            if isinstance(layer, ActivationQuantizer) and not self.holds_constant(node.name):
+                found[node.name] = layer.codes(value)
+
+        logits = self._run(inputs, keep)
         return found, logits
 
-    def _run(self, x: Tensor, found: dict[str, Tensor] | None) -> Tensor:
+    @torch.no_grad()
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every node's tensor, without the batch."""
+        found: dict[str, tuple[int, ...]] = {}
+
+        def keep(node: Node, value: Tensor) -> None:
+            found[node.name] = tuple(value.shape[1:])
+
+        found |= {node.name: tuple(node.integers("shape")) for node in self.graph if node.kind == "input"}
+        inputs = [torch.zeros(1, *shape) for shape in found.values()]
+        assert not self.training, "a batch norm would take the zeros for data"
+        self._run(inputs, keep)
+        return found
+
+    def _run(
+        self, inputs: tuple[Tensor, ...] | list[Tensor], visit: Callable[[Node, Tensor], None] | None
+    ) -> Tensor | tuple[Tensor, ...]:
         values: dict[str, Tensor] = {}
+        left = iter(inputs)
         for node in self.graph:
             if node.kind == "input":
-                values[node.name] = x
+                values[node.name] = next(left)
                 continue
             layer = self.layers[node.name]
-            values[node.name] = layer(*[values[i] for i in node.inputs])
-            if found is not None and isinstance(layer, ActivationQuantizer):
-                found[node.name] = layer.codes(values[node.name])
+            if node.kind == "constant":
+                values[node.name] = layer(len(inputs[0]))
+            else:
+                values[node.name] = layer(*[values[i] for i in node.inputs])
+            if visit is not None:
+                visit(node, values[node.name])
             for name in self._spent[node.name]:
                 del values[name]
-        return values[self.graph.outputs[0]]
+        outputs = self.graph.outputs
+        return values[outputs[0]] if len(outputs) == 1 else tuple(values[name] for name in outputs)
 
     def set_mode(self, mode: Mode) -> None:
-        """Put every layer into `float`, `observe` or `quantize`."""
-        for layer in self.layers.values():
-            if isinstance(layer, (ActivationQuantizer, WeightedLayer, QuantizedBatchNorm)):
+        """Put every layer into `float`, `observe` or `quantize`; float layers stay what they are."""
+        for name, layer in self.layers.items():
+            if isinstance(layer, _MODAL) and name not in self._float:
                 layer.mode = mode
 
     def quantizers(self) -> dict[str, ActivationQuantizer]:
@@ -106,129 +140,105 @@ class QuantizedNet(nn.Module):
         return {name: q for name, q in self.layers.items() if isinstance(q, ActivationQuantizer)}
 
     def weighted(self) -> dict[str, WeightedLayer]:
-        """Convolutions and linear layers by name, in graph order."""
+        """Quantized convolutions and linear layers by name, in graph order."""
         return {name: q for name, q in self.layers.items() if isinstance(q, WeightedLayer)}
 
     def source_quantizers(self, name: str) -> list[str]:
         """The quantizers whose codes node `name` reads (several behind a concat); empty if it reads floats."""
-        return self._sources(self.graph.by_name(), name)
+        return list(self._sources[name])
 
-    def _sources(self, nodes: Mapping[str, Node], name: str) -> list[str]:
-        found: list[str] = []
-        for source in nodes[name].inputs:
-            node = nodes[source]
-            inner = [source] if node.kind == "quantize" else []
-            if node.kind in TRANSPARENT:
-                inner = self._sources(nodes, source)
-            if not inner:
-                return []
-            found += inner
-        return list(dict.fromkeys(found))
+    def holds_constant(self, name: str) -> bool:
+        """Whether quantizer `name` quantizes one tensor for all images."""
+        node = self._nodes[self._nodes[name].inputs[0]]
+        return node.kind == "constant" and not node.settings["batched"]
+
+    def is_float(self, name: str) -> bool:
+        """Whether node `name` computes in float whatever the mode."""
+        return name in self._float
 
     @torch.no_grad()
     def link_exponents(self) -> None:
-        """Tell every weighted layer its input's exponent; call after calibration."""
-        for name, layer in self.weighted().items():
-            source = self.layers[self.source_quantizers(name)[0]]  # those behind a concat share one exponent
-            layer.input_exponent.copy_(cast(ActivationQuantizer, source).exponent)
+        """Tell layers their input's exponent, and clear function tables of ties; call when exponents were fixed."""
+        readers = self.graph.consumers()
+        for name, layer in self.layers.items():
+            sources = [cast(ActivationQuantizer, self.layers[source]) for source in self._sources[name]]
+            if isinstance(layer, (WeightedLayer, ExactNorm)) and name not in self._float:
+                layer.input_exponent.copy_(sources[0].exponent)  # those behind a concat share one exponent
+            elif isinstance(layer, Unary) and sources:
+                quantizers = [self.layers[reader.name] for reader in readers[name] if reader.kind == "quantize"]
+                written = [_code_range([q]) for q in quantizers if isinstance(q, ActivationQuantizer)]
+                layer.settle(_code_range(sources), written)
+
+    @torch.no_grad()
+    def train(self, mode: bool = True) -> Self:
+        """As in every module; what leaves training is certified again, since its last step moved the weights on."""
+        super().train(mode)
+        if not mode and self._behind and self.certify:
+            layers = self.weighted()
+            folded = {name: layer.folded() for name, layer in layers.items()}
+            exponents = {name: layer.weight_exponent for name, layer in layers.items()}
+            found = certified_exponents(layers, folded, exponents, reaches(self.graph, self.layers))
+            for name, layer in layers.items():
+                layer.weight_exponent.copy_(found[name])
+        self._behind = self._behind and mode
+        return self
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Recompute all weight exponents from the weights of now (paper 3.1.1: at every iteration)."""
-        layers = list(self.weighted().values())
-        folded = [layer.folded() for layer in layers]
+        layers = self.weighted()
+        if not layers:
+            return
+        folded = {name: layer.folded() for name, layer in layers.items()}
         found = weight_exponents(
-            [weight for weight, _ in folded],
-            [layer.grid for layer in layers],
-            [self.rules.of(layer.grid.bits) for layer in layers],
-            per_channel=self.per_channel,
+            # a layer with one exponent in all counts as one channel
+            [folded[n][0] if layer.per_channel else folded[n][0].reshape(1, -1) for n, layer in layers.items()],
+            [layer.grid for layer in layers.values()],
+            [self.rules.of(layer.grid.bits) for layer in layers.values()],
+            per_channel=True,
             sigma_factor=self.sigma_factor,
         )
-        for layer, (_, bias), exponent in zip(layers, folded, found, strict=True):
+        exponents = dict(zip(layers, found, strict=True))
+        if self.certify:
+            exponents = certified_exponents(layers, folded, exponents, reaches(self.graph, self.layers))
+        self._behind = self.training
+        for name, layer in layers.items():
+            bias, exponent = folded[name][1], exponents[name]
             if bias is not None:
                 floor = bias_floor(bias, layer.input_exponent)
-                exponent = torch.maximum(exponent, floor if self.per_channel else floor.amax())
+                exponent = torch.maximum(exponent, floor if layer.per_channel else floor.amax())
             # a channel 2^24 times smaller than its neighbours is dead: fp32 could not add it to them either
             layer.weight_exponent.copy_(torch.maximum(exponent, exponent.amax() - 24))
         for node in self.graph:
-            norm = self.layers[node.name] if node.kind == "batch_norm" else None
+            norm = self.layers[node.name] if node.kind == "batch_norm" and node.name not in self._float else None
             if isinstance(norm, QuantizedBatchNorm):
                 norm.accumulator_exponent = cast(WeightedLayer, self.layers[node.inputs[0]]).accumulator_exponent
                 norm.fit_exponent()
 
 
-def _grid(node: Node) -> FixedPoint:
-    return FixedPoint(node.integer("bits"), bool(node.settings["signed"]), bool(node.settings["narrow"]))
+def _sources(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """For each node the quantizers whose codes it reads, through nodes that only move codes."""
+    behind: dict[str, tuple[str, ...]] = {}  # quantizers whose codes a node's tensor holds
+    found: dict[str, tuple[str, ...]] = {}
+    for node in graph:
+        parts = [behind[name] for name in node.inputs]
+        found[node.name] = tuple(dict.fromkeys(q for part in parts for q in part)) if all(parts) else ()
+        moved = found[node.name] if node.moves_codes else ()
+        behind[node.name] = (node.name,) if node.kind == "quantize" else moved
+    return found
 
 
-def _layer(node: Node, state: Mapping[str, Tensor], per_channel: bool, batch_norm: BatchNormMode) -> nn.Module:
-    if node.kind in WEIGHTED:
-        weight = state[f"{node.name}.weight"].clone()
-        bias = state.get(f"{node.name}.bias")
-        grid = FixedPoint(node.integer("weight_bits"), signed=True, narrow=True)
-        bias = None if bias is None else bias.clone()
-        norm = _live_norm(node, state)
-        if node.kind == "linear":
-            return QuantizedLinear(weight, bias, grid, per_channel, norm)
-        keys = ("stride", "padding", "dilation")
-        window = {key: node.integers(key) for key in keys}
-        return QuantizedConv(weight, bias, grid, per_channel, norm, **window, groups=node.integer("groups"))
-    if node.kind == "batch_norm":
-        tensors = ("weight", "bias", "running_mean", "running_var")
-        gamma, beta, mean, var = (state[f"{node.name}.{key}"].clone() for key in tensors)
-        eps, momentum = node.settings["eps"], node.settings["momentum"]
-        assert isinstance(eps, float) and isinstance(momentum, float) and batch_norm != "fold"
-        return QuantizedBatchNorm(gamma, beta, mean, var, eps=eps, momentum=momentum, constants=batch_norm)
-    return _plain_layer(node)
+def _float_nodes(graph: Graph, sources: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
+    """Nodes that compute in float by request, batch norms behind them, and norms of tensors that have no codes."""
+    found: set[str] = set()
+    for node in graph:
+        behind = node.kind == "batch_norm" and node.inputs[0] in found
+        without_codes = node.kind not in WEIGHTED | {"quantize", "batch_norm"} and not sources[node.name]
+        if node.settings.get("float") or behind or without_codes:
+            found.add(node.name)
+    return frozenset(found)
 
 
-def _live_norm(node: Node, state: Mapping[str, Tensor]) -> LiveNorm | None:
-    eps, momentum = node.settings.get("norm_eps"), node.settings.get("norm_momentum")
-    if not isinstance(eps, float) or not isinstance(momentum, float):
-        return None
-    keys = ("weight", "bias", "running_mean", "running_var")
-    return LiveNorm(*[state[f"{node.name}.norm.{key}"].clone() for key in keys], eps=eps, momentum=momentum)
-
-
-def _plain_layer(node: Node) -> nn.Module:
-    cap = node.settings.get("cap")
-    limit = float(cap) if isinstance(cap, (int, float)) else None
-    match node.kind:
-        case "quantize":
-            clip: Literal["relu", "none"] = "relu" if node.text("clip") == "relu" else "none"
-            return ActivationQuantizer(_grid(node), clip, limit)
-        case "relu":
-            return nn.ReLU() if limit is None else nn.Hardtanh(0.0, limit)
-        case "add":
-            return Add()
-        case "cat":
-            return Concat()
-        case "max_pool":
-            kernel, stride, padding, dilation = (node.integers(k) for k in ("kernel", "stride", "padding", "dilation"))
-            return nn.MaxPool2d(
-                tuple(kernel),
-                tuple(stride),
-                tuple(padding),
-                tuple(dilation),
-                ceil_mode=bool(node.settings["ceil_mode"]),
-            )
-        case "avg_pool":
-            kernel, stride, padding = (node.integers(k) for k in ("kernel", "stride", "padding"))
-            return nn.AvgPool2d(
-                (kernel[0], kernel[1]),
-                (stride[0], stride[1]),
-                (padding[0], padding[1]),
-                bool(node.settings["ceil_mode"]),
-                bool(node.settings["count_include_pad"]),
-            )
-        case "global_avg_pool":
-            return GlobalAveragePool()
-        case "flatten":
-            return Flatten()
-        case "reshape":
-            return Reshape(node.integers("shape"))
-        case "dropout":
-            p = node.settings["p"]
-            assert isinstance(p, float)
-            return nn.Dropout(p)
-    raise AssertionError(node.kind)
+def _code_range(quantizers: list[ActivationQuantizer]) -> CodeRange:
+    exponent = int(quantizers[0].exponent)
+    return CodeRange(exponent, min(q.grid.min_code for q in quantizers), max(q.top_code for q in quantizers))

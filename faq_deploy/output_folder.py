@@ -18,6 +18,7 @@ __all__ = ["check_output", "clear_output", "remove_leftovers"]
 _FILES: Final = (
     "recipe.toml",
     "float.pt",
+    "corrected.pt",
     "quantized.pt",
     "samples.npz",
     "metrics.jsonl",
@@ -37,7 +38,8 @@ def check_output(folder: Path, *, force: bool) -> RunFolder:
         force: whether an earlier run in it may be replaced.
 
     Raises:
-        InputError: it holds a run or a file of that name, is a file itself, or can't be written.
+        InputError: it holds a run that may not be replaced, or other files and no run, is a file itself, or can't be
+            written.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file.", "name a folder with -o.")
@@ -47,14 +49,35 @@ def check_output(folder: Path, *, force: bool) -> RunFolder:
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{folder} can't be written: no permission.", "name another folder with -o.")
     present = [name for name in _FILES if (folder / name).exists()]
+    whole = "manifest.json" in present  # nothing can be resumed without it
+    foreign = _foreign(folder) if folder.is_dir() and not _is_run(folder) else []
+    if foreign:
+        raise InputError(
+            f"{folder} is no run and holds other files ({foreign[0]}{', ...' if len(foreign) > 1 else ''}).",
+            "name a new or an empty folder with -o.",
+        )
     if present and not force:
-        whole = (folder / "manifest.json").exists()
-        resumable = whole or (folder / "checkpoint.pt").exists()
         raise InputError(
             f"{folder} already holds {'a run' if whole else f'{present[0]}, but no whole run'}.",
-            f"pass {'--resume to go on with it, ' if resumable else ''}--force to replace it, or another -o.",
+            f"pass {'--resume to go on with it, ' if whole else ''}--force to replace it, or another -o.",
         )
     return RunFolder(folder)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether its manifest.json is one of ours, and whole: other programs have such files too."""
+    try:
+        RunFolder(folder).manifest()
+    except InputError:
+        return False
+    return True
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What lies in a folder besides what a run may hold, sorted."""
+    names = sorted(path.name for path in folder.iterdir())
+    ours = {*_FILES, "float.pth", "engines"}
+    return [name for name in names if name not in ours and not (name.startswith(".") and name.endswith(".tmp"))]
 
 
 def clear_output(run: RunFolder, *, also: Sequence[str] = ()) -> None:

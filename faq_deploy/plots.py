@@ -91,8 +91,12 @@ def training_curves(epochs: Sequence[Epoch]) -> str:
         figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         measured = [(e.epoch, e.top1) for e in epochs if e.top1 is not None]
-        _curve(left, [(e.epoch, e.loss) for e in epochs if math.isfinite(e.loss)], "training loss", _SECOND, "s--")
+        losses = [(e.epoch, e.loss) for e in epochs if math.isfinite(e.loss)]
+        _curve(left, losses, "training loss", _SECOND, "s--")
+        left.set_ylim(0, 1.1 * max([loss for _, loss in losses if loss > 0], default=1.0))  # a wiggle looks like one
         _curve(right, measured, "held-out top-1, %", _FIRST, "o-")
+        low, high = _percent_limits([top1 for _, top1 in measured])
+        right.set_ylim(low, high)
         return _svg(figure, "training", "Training loss and held-out accuracy by epoch")
 
 

@@ -92,7 +92,7 @@ def finetune_run(
         run: holds `float.pt`.
         device: where to train.
         workers: processes that load images.
-        keep: `best` (validation top-1, the earlier of equals) or `last` weights go into `quantized.pt`.
+        keep: `best` (validation top-1, calibration alone included) or `last` weights go into `quantized.pt`.
         resume: go on from the run's checkpoint.
         reporter: told about training.
         on_bad: what to do about an image that can't be read.
@@ -124,6 +124,7 @@ def finetune_run(
             device=device,
             reporter=reporter,
             before_step=net.refresh,
+            start_top1=calibrated.top1,
             resume=resume and checkpoint.has_checkpoint(run),
         )
         if keep == "best":
@@ -159,7 +160,7 @@ def _write_quantized(stored: StoredNet, done: QuantizeResult, run: RunFolder) ->
     run.record(
         "quantize",
         version=__version__,
-        inputs=["float.pt"],
+        inputs=["float.pt", *[name for name in ("corrected.pt",) if (run / name).is_file()]],
         outputs=["quantized.pt", *[name for name in ("metrics.jsonl",) if (run / name).is_file()]],
         versions=torch_versions(),
         facts={

@@ -56,6 +56,14 @@ class QuantizerSection(_Section):
     """c of the rule sigma, over 0; the paper's is 4.12 at 4 bits"""
     sigma_reading: Literal["R2", "R1"] = "R2"
     """R2: step = c*sigma/(2^bits - 1); R1: twice that, so that +-c*sigma is the range"""
+    certify: bool | Literal["auto"] = "auto"
+    """halve the codes of channels whose sums could pass 2^24, where fp32 rounds; auto: if batch_norm is fold"""
+
+    @model_validator(mode="after")
+    def _possible(self) -> QuantizerSection:
+        if self.certify is True and self.batch_norm != "fold":
+            raise ValueError(f"quantizer.certify is true, which needs batch_norm fold, not {self.batch_norm}")
+        return self
 
 
 class CalibrationSection(_Section):
@@ -75,6 +83,18 @@ class CalibrationSection(_Section):
     """ymax goes up to the next power of two, or to the next one with an even exponent"""
     waste_warning: float = Field(default=0.4, gt=0, le=1)
     """warn if rounding up wastes more than this share of a range, over 0 and up to 1"""
+    weight_rounding: Literal["nearest", "compensated"] = "nearest"
+    """compensated: weight codes and biases chosen by what the layer's output becomes on images"""
+    bias_correction: Literal["none", "analytic", "empirical"] = "none"
+    """how biases make good the mean shift of rounding to nearest; compensated does that by itself"""
+    correction_images: int = Field(default=128, ge=1)
+    """how many calibration images these two look at, at least 1"""
+
+    @model_validator(mode="after")
+    def _possible(self) -> CalibrationSection:
+        if self.weight_rounding != "nearest" and self.bias_correction != "none":
+            raise ValueError("calibration.bias_correction must be none where weight_rounding is compensated")
+        return self
 
 
 class TrainingSection(_Section):
@@ -199,7 +219,7 @@ def dump_toml(recipe: Recipe) -> str:
 def resolved(recipe: Recipe, model_name: str) -> Recipe:
     """The recipe with `auto` replaced by what it stands for with this model.
 
-    The granularity and the weight decay become definite, and `weight_decay_for` empty. `weight_rule` stays
+    The granularity, `certify` and the weight decay become definite, and `weight_decay_for` empty. `weight_rule` stays
     `auto` at 4 bits, where it stands for two rules (the first and last layers have 8 bits): see
     `weight_rule_for`. `augment` depends on the data and is left as it is.
 
@@ -214,10 +234,11 @@ def resolved(recipe: Recipe, model_name: str) -> Recipe:
     granularity = quantizer.granularity
     if granularity == "auto":
         granularity = "channel" if quantizer.batch_norm == "fold" else "tensor"
+    certify = quantizer.certify if quantizer.certify != "auto" else quantizer.batch_norm == "fold"
     rule = weight_rule_for(quantizer, 8) if recipe.bits == 8 else quantizer.weight_rule
     patterns = training.weight_decay_for.items()
     decay = next((value for pattern, value in patterns if fnmatchcase(model_name, pattern)), training.weight_decay)
-    found = {"quantizer.granularity": granularity, "quantizer.weight_rule": rule}
+    found = {"quantizer.granularity": granularity, "quantizer.weight_rule": rule, "quantizer.certify": certify}
     return override(recipe, found | {"training.weight_decay": decay, "training.weight_decay_for": {}})
 
 

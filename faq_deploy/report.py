@@ -21,7 +21,7 @@ _OUTCOMES = {
     0: "Passed.",
     1: "Not passed: a gate failed (exit code 1).",
     2: "Not passed: the input could not be used (exit code 2).",
-    3: "Not passed: this machine could not run all that was wanted (exit code 3).",
+    3: "Not passed: not every engine was built and run (exit code 3).",
 }
 
 

@@ -157,7 +157,7 @@ class Engine(_Part):
         sm: compute capability it was built for, such as `86`; None for engines that run on a CPU.
         bytes: size of the file.
         seconds: how long the build took.
-        status: built, ran (and is a stage above), or skipped.
+        status: ran or skipped (and is a stage above), or not asked for: --engine named others.
         note: one sentence, such as why it was skipped.
     """
 
@@ -165,7 +165,7 @@ class Engine(_Part):
     sm: str | None = None
     bytes: Count | None = None
     seconds: float | None = None
-    status: Literal["built", "ran", "skipped"]
+    status: Literal["ran", "skipped", "not asked for"]
     note: str = ""
 
 
@@ -178,7 +178,9 @@ class Report(_Part):
         created: when, with a time zone.
         run: name of the run folder.
         model: as named on the command line.
+        weights: what the float net started from, in words; empty where it isn't known.
         data: where the images come from, in words.
+        preprocessing: how they are prepared, in words; empty where it isn't known.
         images: how many were evaluated.
         recipe: the resolved recipe, flat, JSON values: `training.lr` -> 0.0001.
         verdict: passed or not, and why.
@@ -196,7 +198,9 @@ class Report(_Part):
     created: AwareDatetime
     run: str
     model: str
+    weights: str = ""
     data: str
+    preprocessing: str = ""
     images: Count
     recipe: dict[str, object] = {}
     verdict: Verdict
@@ -224,9 +228,16 @@ def headline(report: Report) -> str:
         return f"The same integers inside, other logits: 0 of {total:,} codes differ, logits do in {_names(drifting)}."
     others = [stage for stage in report.stages if stage.kind not in ("float", "quantized")]
     left_out = [s for s in others if not s.codes_compared and s.max_logit_difference is None]
+    not_asked_for = sum(engine.status == "not asked for" for engine in report.engines)
+    exceptions = []
     if left_out:
-        some = f"{len(left_out)} of {len(others)} stages could not be compared"
-        return f"The same integers in all that ran here: 0 of {total:,} codes differ; {some}."
+        exceptions.append(f"{len(left_out)} of {len(others)} stages could not be compared")
+    if not_asked_for:
+        exceptions.append(f"{not_asked_for} built engine{'s were' if not_asked_for > 1 else ' was'} not asked for")
+    if all(stage.kind != "engine" for stage in report.stages):
+        exceptions.append("no engine was built")
+    if exceptions:
+        return f"The same integers in all that ran here: 0 of {total:,} codes differ; {', '.join(exceptions)}."
     return f"The same integers everywhere: 0 of {total:,} codes differ."
 
 

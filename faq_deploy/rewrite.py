@@ -65,6 +65,7 @@ def assemble(graph: Graph, state: dict[str, Tensor], recipe: Recipe) -> Quantize
         batch_norm=recipe.quantizer.batch_norm,
         rules=rules,
         sigma_factor=recipe.quantizer.sigma_multiple * reading,
+        certify=chosen.quantizer.certify is True,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Final, Literal, cast
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engines.errors import InputError
+from engines.files import sha256_of
 from engines.image_batches import OnBad
 from engines.image_files import ClassOrder, class_folders
 from engines.images import ImageFolder, ImageSet
@@ -23,8 +24,11 @@ __all__ = [
     "data_facts",
     "data_of_run",
     "preprocessing_for",
+    "preprocessing_in_words",
     "reopen_data",
     "reopen_validation",
+    "trained_preprocessing",
+    "training_images_warning",
 ]
 
 _CHANNELS: Final = {"RGB": 3, "L": 1}
@@ -89,7 +93,13 @@ def data_of_run(run: RunFolder) -> DataFacts:
     Raises:
         InputError: no run, or a damaged manifest.
     """
-    step = run.manifest().steps.get("calibrate")
+    steps = run.manifest().steps
+    step = steps.get("calibrate")
+    if step is None and "begin" in steps and steps["begin"].facts.get("verb") == "train":
+        raise InputError(
+            f"{run.path} holds a float training, not a quantized run.",
+            f"`faq-deploy train --resume -o {run.path}` goes on with it; quantize its float.pth into another folder.",
+        )
     try:
         return DataFacts.model_validate(step.facts["data"] if step is not None else None)
     except (KeyError, ValidationError) as error:
@@ -147,6 +157,58 @@ def reopen_validation(
             return images, f"{root}: {len(images):,} validation images, {len(classes)} classes"
     splits = reopen_data(facts, preprocessing, classes, instead)
     return splits.val, splits.description
+
+
+def training_images_warning(facts: DataFacts, images: ImageSet) -> str | None:
+    """A sentence where the images to evaluate are the very folder that the run was trained on; None elsewhere.
+
+    Args:
+        facts: of the run.
+        images: to evaluate.
+    """
+    if facts.train_fraction is not None or not isinstance(images, ImageFolder):
+        return None
+    if images.root.resolve() != (Path(facts.data) / "train").resolve():
+        return None
+    return (
+        f"{images.root} holds the images that this run was trained on: the accuracies below say nothing about new "
+        "images, only whether all stages agree."
+    )
+
+
+def trained_preprocessing(weights: str | None) -> Preprocessing | None:
+    """The preprocessing that a checkpoint of `faq-deploy train` was trained with; None for other weights.
+
+    Args:
+        weights: as --weights names them.
+    """
+    path = Path(weights).expanduser() if weights else None
+    if path is None or not path.is_file() or not (path.parent / "manifest.json").is_file():
+        return None
+    try:
+        step = RunFolder(path.parent).manifest().steps.get("train")
+    except InputError:  # another program's manifest.json, which happens to lie beside the weights
+        return None
+    if step is None or step.outputs.get(path.name) != sha256_of(path) or "preprocessing" not in step.facts:
+        return None
+    return Preprocessing.model_validate(step.facts["preprocessing"])
+
+
+def preprocessing_in_words(spec: Preprocessing) -> str:
+    """One line, such as `resize 256 (bilinear), center crop 224x224, RGB, mean 0.485,0.456,0.406, std ...`."""
+    size = spec.crop_size
+    parts = [
+        "no resize" if spec.resize is None else f"resize {spec.resize} ({spec.interpolation})",
+        "no crop" if size is None else f"center crop {size[0]}x{size[1]}",
+        "RGB" if spec.color == "RGB" else "grey",
+        f"mean {','.join(f'{value:.4g}' for value in spec.mean)}",
+        f"std {','.join(f'{value:.4g}' for value in spec.std)}",
+    ]
+    if spec.scale != 255.0:
+        parts.append(f"pixels divided by {spec.scale:g}")
+    if spec.orientation == "upright":
+        parts.append("turned upright")
+    return ", ".join(parts)
 
 
 def preprocessing_for(options: DataOptions, base: Preprocessing | None) -> Preprocessing:

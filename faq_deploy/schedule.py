@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from faq_deploy.recipe import TrainingSection
 
-__all__ = ["learning_rate"]
+__all__ = ["learning_rate", "scaled_milestones"]
 
 
 def learning_rate(training: TrainingSection, epoch: int) -> float:
@@ -27,3 +27,17 @@ def learning_rate(training: TrainingSection, epoch: int) -> float:
             return training.lr * training.gamma**epoch
         case "step":
             return training.lr * training.gamma ** sum(milestone <= epoch for milestone in training.milestones)
+
+
+def scaled_milestones(training: TrainingSection, epochs: int) -> tuple[int, ...]:
+    """The milestones of a step schedule, moved in proportion to another number of epochs.
+
+    Args:
+        training: its `milestones` and `epochs` count.
+        epochs: wanted.
+
+    Returns:
+        Ascending, from 1 to `epochs` - 1; those that would coincide or fall outside are dropped.
+    """
+    moved = {round(mark * epochs / training.epochs) for mark in training.milestones}
+    return tuple(sorted(mark for mark in moved if 0 < mark < epochs))

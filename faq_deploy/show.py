@@ -17,15 +17,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from engines.errors import InputError
+from faq_deploy.certificate import proof_sentence
 from faq_deploy.evaluate import EvalOptions
 from faq_deploy.export import ExportResult
 from faq_deploy.finetune import FinetuneResult
 from faq_deploy.gate import Limits
+from faq_deploy.new_run import QuantizeOptions
 from faq_deploy.progress import TrainingReporter, training_reporter
 from faq_deploy.quantize import QuantizeResult
 from faq_deploy.report_model import Report, Stage, headline
 from faq_deploy.run_data import DataOptions
-from faq_deploy.verbs import QuantizeOptions
 
 __all__ = [
     "eval_options",
@@ -86,12 +87,12 @@ def training_options(model: str | None, options: dict[str, Any]) -> QuantizeOpti
         num_classes=options["num_classes"],
         prefer_ema=options["ema"],
         recipe=options["recipe"],
-        bits=None if options["bits"] is None else int(options["bits"]),
+        bits=None if options.get("bits") is None else int(options["bits"]),
         assignments=options["assignments"],
-        overrides={key: options[name] for name, key in _RECIPE_KEYS.items() if options[name] is not None},
+        overrides={key: options[name] for name, key in _RECIPE_KEYS.items() if options.get(name) is not None},
         device=options["device"],
         workers=options["workers"],
-        keep=options["keep"],
+        keep=options.get("keep"),
         resume=options["resume"],
         force=options["force"],
     )
@@ -147,7 +148,10 @@ def quantized(run: Path, result: QuantizeResult, warnings: Sequence[str], *, as_
     table.add_row("float", f"{result.float_top1:.2f} %")
     table.add_row("quantized, calibrated", f"{result.calibrated_top1:.2f} %")
     if result.training.epochs_done:
-        table.add_row(f"quantized, fine-tuned ({result.kept} epoch: {result.epoch})", f"{result.final_top1:.2f} %")
+        if result.epoch:
+            table.add_row(f"quantized, fine-tuned ({result.kept} epoch: {result.epoch})", f"{result.final_top1:.2f} %")
+        else:
+            table.add_row("quantized, fine-tuned (last epoch, not kept)", f"{result.training.last_top1:.2f} %")
     _print(table)
     _print(f"Next: faq-deploy export {shlex.quote(str(run))}")
 
@@ -162,14 +166,14 @@ def trained(path: Path, result: FinetuneResult, *, as_json: bool) -> None:
 
 def exported(result: ExportResult, *, as_json: bool) -> None:
     """Print what `export` wrote and proved."""
-    proven = sum(b.proven for b in result.bounds)
     if as_json:
         facts = {
             "file": str(result.path),
             "bytes": result.bytes,
             "agreement": [dataclasses.asdict(a) for a in result.agreements],
-            "proven_layers": proven,
-            "layers": len(result.bounds),
+            "proven_sums": sum(b.proven for b in result.bounds),
+            "sums": len(result.bounds),
+            "certificate": {b.name: b.as_dict() for b in result.bounds},
             "warnings": result.warnings,
         }
         print(json.dumps(facts, indent=2))
@@ -181,7 +185,7 @@ def exported(result: ExportResult, *, as_json: bool) -> None:
         codes = f"{a.differing:,} of {a.codes_compared:,}"
         table.add_row(a.runtime, str(a.images), codes, str(a.flips), f"{a.largest_difference:g}")
     _print(table)
-    _print(f"{proven} of {len(result.bounds)} layers are proven exact in fp32 for every input (sums below 2^24).")
+    _print(f"{proof_sentence(result.bounds)}.")
     _warn(result.warnings)
     _print(f"{result.path}: {result.bytes / 1e6:.3g} MB")
 
@@ -197,6 +201,10 @@ def evaluated(run: Path, report: Report, *, as_json: bool) -> None:
         table.add_column(name, justify="left" if name == "stage" else "right", overflow="fold")
     for stage in report.stages:
         table.add_row(*_cells(stage))
+    for engine in report.engines:
+        if engine.status == "not asked for":
+            table.add_row(f"engine {engine.name}", engine.status, *[""] * 6)
+    _print(f"{report.data}; preprocessing: {report.preprocessing}")
     _print(table)
     _warn(report.warnings)
     _print(headline(report))

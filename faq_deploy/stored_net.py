@@ -27,6 +27,7 @@ class NetFacts(BaseModel):
 
     Attributes:
         model: as named on the command line.
+        weights: where they came from, in words.
         weights_sha256: of the checkpoint file, if there was one.
         classes: names, in the order of the logits.
         preprocessing: of every image that goes in.
@@ -38,6 +39,7 @@ class NetFacts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
+    weights: str = ""
     weights_sha256: str | None
     classes: tuple[str, ...]
     preprocessing: Preprocessing

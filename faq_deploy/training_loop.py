@@ -199,7 +199,7 @@ class TrainingLoop:
             loss=tally.loss / tally.images,
             train_top1=100 * tally.right / tally.images,
             top1=state.last_top1,
-            is_best=math.isnan(state.best_top1) or state.last_top1 > state.best_top1,
+            is_best=self._is_best(),
             seconds=tally.seconds,
             images_per_second=tally.images / max(tally.seconds, 1e-9),
         )
@@ -224,6 +224,13 @@ class TrainingLoop:
         self.reporter.epoch(summary)
         if self.signals.requested:
             raise self._interrupted()
+
+    def _is_best(self) -> bool:
+        """Better than every epoch before; as good is enough against the net as it was before training."""
+        state = self.state
+        if math.isnan(state.best_top1):
+            return True
+        return state.last_top1 > state.best_top1 or (state.best_epoch == 0 and state.last_top1 == state.best_top1)
 
     def _save(self) -> None:
         self._read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -215,7 +216,7 @@ class Walk:
             path, module = module_path(node)
             named = path and (kind in WEIGHTED | {"batch_norm", "norm"} or module.startswith("torch.nn.modules."))
             leaf = named and ".container." not in module
-            base = path.replace(".", "_") if leaf else _spoken(operation(node))
+            base = re.sub(r"\W", "_", path) if leaf else _spoken(operation(node))
         base = f"_{base}" if base[0].isdigit() else base
         name, number = base, 0
         while name in self._names:

@@ -134,8 +134,9 @@ def with_statistics(model: _Net, seed: int = 0, size: int = 16) -> _Net:
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 0.8, 0.6)
-            nn.init.normal_(module.bias, 0.0, 0.3)
+            if module.affine:
+                nn.init.normal_(module.weight, 0.8, 0.6)
+                nn.init.normal_(module.bias, 0.0, 0.3)
             module.momentum = None
     model.train()
     with torch.no_grad():

@@ -17,8 +17,8 @@ from engines.errors import FaqError, InputError
 from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
 from faq_deploy import agreement as agreement_module
-from faq_deploy.certificate import certificate
 from faq_deploy.agreement import torch_codes
+from faq_deploy.certificate import certificate
 from faq_deploy.export import ExportResult, export_onnx
 from faq_deploy.recipe import override
 from faq_deploy.stored_net import StoredNet, load_net, save_net

@@ -111,6 +111,32 @@ def test_resuming_where_nothing_was_trained_is_refused(tmp_path: Path) -> None:
         Job(tmp_path)(resume=True)
 
 
+@pytest.mark.parametrize(
+    ("start", "scores", "epoch", "top1"),
+    [
+        (60.0, (50.0, 55.0), 0, 60.0),  # worse throughout: nothing was gained
+        (50.0, (40.0, 50.0, 50.0), 2, 50.0),  # as good is enough for the first, not for later ones
+        (50.0, (40.0, 60.0, 55.0), 2, 60.0),
+        (None, (40.0, 30.0), 1, 40.0),
+    ],
+)
+def test_net_before_training_is_the_best_until_an_epoch_is_as_good(
+    tmp_path: Path, start: float | None, scores: tuple[float, ...], epoch: int, top1: float
+) -> None:
+    result = Job(tmp_path, epochs=len(scores), val=Scores(scores), start_top1=start)()
+    assert (result.best_epoch, result.best_top1, result.last_top1) == (epoch, top1, scores[-1])
+    if epoch == 0:
+        assert all(torch.equal(result.best_state[key], value) for key, value in tiny_net().state_dict().items())
+
+
+def test_net_before_training_is_still_the_best_after_an_interruption(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        Job(tmp_path, val=Scores((50.0,)), start_top1=60.0, train=signal_at(STEPS + 3))()
+    result = Job(tmp_path, val=Scores((50.0,)), start_top1=60.0)(resume=True)
+    assert (result.best_epoch, result.best_top1) == (0, 60.0)
+    assert all(torch.equal(result.best_state[key], value) for key, value in tiny_net().state_dict().items())
+
+
 def test_no_epochs_only_validate(tmp_path: Path) -> None:
     net = tiny_net()
     result = Job(tmp_path, epochs=0, net=net, val=Scores((42.0,)))()

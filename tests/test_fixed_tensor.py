@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.fixed_tensor import FixedTensor, Refused, add, divided, from_floats, round_half_even, to_float32
+from engines.fixed_tensor import (
+    FixedTensor,
+    Refused,
+    add,
+    divided,
+    from_floats,
+    on_one_grid,
+    round_half_even,
+    rounded_to_float32,
+    to_float32,
+)
 
 CODES = st.integers(-(2**40), 2**40)
 
@@ -92,3 +102,29 @@ def test_a_dead_channel_on_a_tiny_grid_does_not_push_the_other_side_out() -> Non
 def test_grids_too_far_apart_are_refused() -> None:
     with pytest.raises(Refused, match="60 bits"):
         add(fixed(1, -100), fixed(1, 0))
+
+
+@given(code=st.integers(-(2**60), 2**60), exponent=st.integers(-40, 40))
+def test_results_of_more_than_24_bits_become_the_nearest_float32(code: int, exponent: int) -> None:
+    rounded = rounded_to_float32(fixed(code, exponent))
+    expected = Fraction(float(np.float32(code))) * Fraction(2) ** exponent
+    assert exact(rounded) == [expected]
+    assert Fraction(float(to_float32(rounded)[0])) == expected  # also where the code itself has more than 53 bits
+
+
+def test_quotients_are_not_rounded_before_they_are_read() -> None:
+    third = fixed(2**30 + 1, 0, 3)
+    assert exact(rounded_to_float32(third)) == exact(third)
+
+
+def test_outputs_of_more_than_53_bits_are_refused() -> None:
+    with pytest.raises(Refused, match="53 bits"):
+        to_float32(fixed(2**55 + 1, 0))
+
+
+def test_exponents_of_lower_rank_belong_to_the_last_axes() -> None:
+    tensor = FixedTensor(np.ones((2, 2, 3), np.int64), np.array([[0], [1]], np.int64))
+    kept = on_one_grid(tensor, axis=1)
+    assert kept.exponent.shape == (1, 2, 1)
+    assert on_one_grid(tensor).codes[0].tolist() == [[1, 1, 1], [2, 2, 2]]
+    assert on_one_grid(tensor, axis=0).codes[0].tolist() == [[1, 1, 1], [2, 2, 2]]

@@ -20,7 +20,7 @@ def skipped(name: str = "engine tensorrt") -> Stage:
     return Stage(name=name, kind="engine", skipped="no NVIDIA GPU here.")
 
 
-FLOAT, QUANTIZED = stage("float", 90.0), stage("quantized", 89.5)
+FLOAT, QUANTIZED, ENGINE = stage("float", 90.0), stage("quantized", 89.5), stage("engine", 89.5)
 
 
 def code(*stages: Stage, **limits: object) -> int:
@@ -40,12 +40,24 @@ def test_drop_at_the_limit_passes_and_over_it_fails(top1: float, wanted: int) ->
 
 @pytest.mark.parametrize(("flips", "limit", "wanted"), [(0, 0, 0), (1, 0, 1), (1, 1, 0), (3, 2, 1)])
 def test_flips_are_limited(flips: int, limit: int, wanted: int) -> None:
-    assert code(stage("onnxruntime", 89.5, flips), max_flips=limit) == wanted
+    assert code(stage("onnxruntime", 89.5, flips), ENGINE, max_flips=limit) == wanted
 
 
 def test_skipped_engine_never_passes_unless_allowed() -> None:
     assert code(skipped()) == 3
     assert code(skipped(), allow_skip=True) == 0
+
+
+def test_run_without_any_engine_never_passes_unless_allowed() -> None:
+    reference = stage("reference", 89.5)
+    _, verdict = judge([FLOAT, QUANTIZED, reference], Limits())
+    assert (verdict.passed, verdict.exit_code) == (False, 3)
+    assert verdict.sentences[0] == "No engine was built, so none was judged."
+    assert "faq-deploy build" in verdict.sentences[1]
+    _, verdict = judge([FLOAT, QUANTIZED, reference], Limits(allow_skip=True))
+    assert verdict.exit_code == 0
+    assert "No engine was built, so none was judged." in verdict.sentences
+    assert code(stage("reference", 89.5, flips=1), allow_skip=True) == 1
 
 
 def test_broken_gate_outweighs_a_skipped_engine() -> None:
@@ -61,6 +73,6 @@ def test_drop_of_quantization_is_a_gate_only_when_asked_for() -> None:
 
 
 def test_stage_with_fewer_images_is_not_judged_by_its_accuracy() -> None:
-    gates, verdict = judge([FLOAT, QUANTIZED, stage("reference", 80.0, images=10)], Limits())
+    gates, verdict = judge([FLOAT, QUANTIZED, stage("reference", 80.0, images=10), ENGINE], Limits())
     assert verdict.passed
-    assert [g.name for g in gates] == ["flips: reference"]
+    assert [g.name for g in gates] == ["flips: reference", "accuracy drop: engine", "flips: engine"]

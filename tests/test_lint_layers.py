@@ -185,3 +185,35 @@ def test_ceil_mode_over_counted_padding_is_an_error() -> None:
         )
         found = [finding for finding in lint(around([node], {}, (1, 5, 5))) if finding.rule == "pool-ceil-mode"]
         assert [finding.node for finding in found] == ["pool"] * include
+
+
+def test_the_bias_of_a_transposed_convolution_lies_on_the_accumulator_grid() -> None:
+    dequantize, constants = weight_nodes(0)
+    nodes = [dequantize, helper.make_node("ConvTranspose", ["x.values", "weight", "bias"], ["y"], name="up")]
+    constants |= {"codes": np.ones((2, 3, 2, 2), np.int8), "bias": np.array([0.5, 1.5, -2], np.float32)}
+    assert lint(around(nodes, constants, (2, 2, 2))) == []
+    constants["bias"] = np.array([0.5, 1.25, -2], np.float32)
+    assert only_finding(around(nodes, constants, (2, 2, 2)), "bias-grid").node == "up"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "value", "hits"), [({}, None, 0), ({}, 0.0, 0), ({}, 1.0, 1), ({"mode": "edge"}, None, 0)]
+)
+def test_padding_with_zeros_or_neighbours_keeps_the_grid(
+    attributes: dict[str, str], value: float | None, hits: int
+) -> None:
+    pad = helper.make_node("Pad", ["x.values", "pads", *["value"] * (value is not None)], ["padded"])
+    pad.attribute.extend(helper.make_attribute(name, text) for name, text in attributes.items())
+    constants: dict[str, npt.ArrayLike] = {"pads": np.ones(8, np.int64), "value": np.float32(value or 0)}
+    weight = np.full((2, 2, 1, 1), 1, np.int8)
+    dequantize, more = weight_nodes(0)
+    layer = helper.make_node("Conv", ["padded", "weight"], ["y"], name="c")
+    model = around([pad, dequantize, layer], {**constants, **more, "codes": weight}, (2, 2, 2))
+    assert len([f for f in lint(model) if f.rule == "one-sided-layer"]) == hits
+
+
+def test_global_averages_of_three_dimensions_are_counted() -> None:
+    node = helper.make_node("GlobalAveragePool", ["x.values"], ["y"], name="mean")
+    model = around([node], {}, (1, 6, 6))
+    model.graph.input[0].type.tensor_type.shape.dim.add().dim_value = 3
+    assert "averages 108 values" in only_finding(model, "pool-ties").message

@@ -21,12 +21,30 @@ def files(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
 
 
-def test_new_and_empty_folders_and_those_with_other_files_are_taken(tmp_path: Path) -> None:
-    fill(tmp_path / "other", "notes.txt", "float.pth", "engines/mine.py")
+def test_new_and_empty_folders_and_what_a_killed_command_left_are_taken(tmp_path: Path) -> None:
+    fill(tmp_path / "left", ".float.pt.x1y2.tmp", "float.pth", "engines/mine.py")
     (tmp_path / "empty").mkdir()
-    for name in ("new", "deep/er", "empty", "other"):
+    for name in ("new", "deep/er", "empty", "left"):
         assert check_output(tmp_path / name, force=False).path == tmp_path / name
     assert not (tmp_path / "new").exists()  # looking makes nothing
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("names", [("notes.txt",), ("train/cat/1.jpg", "val/cat/2.jpg"), ("manifest.json", "a.csv")])
+def test_folder_of_other_files_is_never_taken(tmp_path: Path, names: tuple[str, ...], force: bool) -> None:
+    fill(tmp_path, *names)  # a manifest.json may be another program's
+    with pytest.raises(InputError, match="is no run and holds other files") as caught:
+        check_output(tmp_path, force=force)
+    assert "new or an empty folder" in caught.value.remedy
+    assert files(tmp_path) == set(names)
+
+
+def test_run_with_notes_in_it_may_be_replaced(tmp_path: Path) -> None:
+    RunFolder(tmp_path).record("calibrate", version="0.1.0")
+    fill(tmp_path, "notes.txt")
+    with pytest.raises(InputError, match="already holds a run"):
+        check_output(tmp_path, force=False)
+    assert check_output(tmp_path, force=True).path == tmp_path
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "float.pt", "checkpoint.pt", "model.onnx", "report.html"])
@@ -34,7 +52,7 @@ def test_folder_with_one_of_our_names_is_refused_unless_forced(tmp_path: Path, n
     fill(tmp_path, name)
     with pytest.raises(InputError, match=f"already holds {name}, but no whole run") as caught:
         check_output(tmp_path, force=False)
-    assert ("--resume" in caught.value.remedy) == (name == "checkpoint.pt")
+    assert "--resume" not in caught.value.remedy  # a checkpoint is nothing without the manifest
     check_output(tmp_path, force=True)
     assert files(tmp_path) == {name}
 

@@ -96,3 +96,13 @@ def test_a_net_has_one_input(trt: onnx.ModelProto, count: int, tmp_path: Path) -
         trt.graph.input.append(given)
     with pytest.raises(InputError, match=f"has {count} inputs"):
         load_model(saved(trt, tmp_path))
+
+
+def test_outputs_of_codes_are_told_from_outputs_of_numbers(trt: onnx.ModelProto) -> None:
+    trt.graph.output.append(helper.make_tensor_value_info("stem.out.codes", onnx.TensorProto.INT8, None))
+    trt.graph.output.append(helper.make_tensor_value_info("two.skip.values", onnx.TensorProto.FLOAT, None))
+    graph = read_graph(trt)
+    assert graph.output_names == ("logits", "stem.out.codes", "two.skip.values")
+    assert graph.float_outputs == ("logits", "two.skip.values")
+    del trt.graph.output[0]
+    assert read_graph(trt).logits_name == "two.skip.values"

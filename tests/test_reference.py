@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from onnx import helper
 
 from engines.errors import InputError
 from engines.ort import OrtRunner
-from engines.parity import compare_codes
+from engines.parity import compare_codes, logit_bits
 from engines.reference import ReferenceRunner
 from tests.onnx_checks import three_ways
 from tests.onnx_nets import Target, around, constant_of, images, residual_net, saved, with_constant
@@ -120,9 +121,53 @@ def test_reshape_and_flatten_carry_per_channel_grids_along() -> None:
     assert codes["y.codes"].shape == (3, 4)
 
 
+def several_outputs(names: list[str]) -> onnx.ModelProto:
+    """Two float results and the input's codes, the outputs in this order."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x.values"], ["mean"]),
+        helper.make_node("Sigmoid", ["x.values"], ["gate"]),
+    ]
+    model = around(nodes, {}, (2, 3, 3), exponent=-4, codes_exponent=None)
+    del model.graph.node[-1]  # the Identity that makes logits
+    del model.graph.output[:]
+    for name in names:
+        kind = onnx.TensorProto.INT8 if name == "x.codes" else onnx.TensorProto.FLOAT
+        model.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    return model
+
+
+def test_several_outputs_are_all_in_the_codes_and_the_first_is_returned(tmp_path: Path) -> None:
+    path = saved(several_outputs(["mean", "x.codes", "gate"]), tmp_path)
+    batch = images(0, 9, 8)[:, :2, :3, :3]
+    runner = ReferenceRunner(path)
+    codes = runner.codes(batch)
+    assert list(codes) == ["x.codes", "mean", "gate", "logits"]
+    assert np.array_equal(codes["logits"], codes["mean"])
+    assert np.array_equal(codes["mean"], logit_bits(runner(batch)))
+    x = codes["x.codes"].astype(np.float64) / 16
+    assert np.array_equal(codes["gate"], logit_bits((1 / (1 + np.exp(-x))).astype(np.float32)))
+    assert codes["gate"].shape == (9, 2, 3, 3)
+    assert runner.codes(batch[:0])["gate"].shape == (0, 2, 3, 3)
+
+
+def test_an_output_named_logits_comes_before_the_first(tmp_path: Path) -> None:
+    model = several_outputs(["mean", "gate"])
+    model.graph.node.append(helper.make_node("Identity", ["gate"], ["logits"]))
+    model.graph.output.append(helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, None))
+    runner = ReferenceRunner(saved(model, tmp_path))
+    batch = images(0, 2, 8)[:, :2, :3, :3]
+    assert list(runner.codes(batch)) == ["x.codes", "mean", "gate", "logits"]
+    assert runner(batch).shape == (2, 2, 3, 3)
+
+
+def test_a_single_output_of_any_name_is_the_logits(tmp_path: Path) -> None:
+    runner = ReferenceRunner(saved(several_outputs(["gate"]), tmp_path))
+    assert list(runner.codes(images(0, 2, 8)[:, :2, :3, :3])) == ["x.codes", "logits"]
+
+
 def test_an_unsupported_operator_is_named(tmp_path: Path) -> None:
-    node = helper.make_node("Sigmoid", ["x.values"], ["y"], name="gate")
-    with pytest.raises(InputError, match="Sigmoid gate is not an operator of the integer reference"):
+    node = helper.make_node("Hardmax", ["x.values"], ["y"], name="gate")
+    with pytest.raises(InputError, match="Hardmax gate is not an operator of the integer reference"):
         ReferenceRunner(saved(around([node], {}, (1, 2, 2)), tmp_path))
 
 

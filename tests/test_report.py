@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from engines.errors import InputError
 from faq_deploy.plots import MOST_RANGES
 from faq_deploy.report import write_html, write_json
-from faq_deploy.report_model import Epoch, Gate, Layer, Report, Stage, Verdict, headline
+from faq_deploy.report_model import Engine, Epoch, Gate, Layer, Report, Stage, Verdict, headline
 
 FLOAT = Stage(name="PyTorch float", kind="float", images=200, top1=98.5, max_logit_difference=0.25)
 QUANTIZED = Stage(name="PyTorch quantized", kind="quantized", images=200, top1=98.0, flips=0)
@@ -30,6 +30,7 @@ REFERENCE = Stage(
     codes_compared=1_000_000,
     max_logit_difference=0.0,
 )
+ENGINE = REFERENCE.model_copy(update={"name": "engine onnxruntime", "kind": "engine"})
 SKIPPED = Stage(name="tensorrt-rtx-sm86", kind="engine", skipped="no NVIDIA GPU here")
 RELU = Layer(
     name="relu1",
@@ -54,7 +55,7 @@ def report(**changes: object) -> Report:
         "data": "a folder of 200 images",
         "images": 200,
         "verdict": Verdict(passed=True, exit_code=0),
-        "stages": [FLOAT, QUANTIZED, REFERENCE],
+        "stages": [FLOAT, QUANTIZED, ENGINE],
     }
     return Report.model_validate(facts | changes)
 
@@ -102,7 +103,7 @@ def test_verdict_comes_before_everything_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "words"), [(1, "a gate failed"), (2, "the input"), (3, "this machine could not run all")]
+    ("exit_code", "words"), [(1, "a gate failed"), (2, "the input"), (3, "not every engine was built and run")]
 )
 def test_failed_run_says_so_in_words_and_with_its_exit_code(tmp_path: Path, exit_code: int, words: str) -> None:
     text = Elements(page(tmp_path, report(verdict={"passed": False, "exit_code": exit_code}))).text
@@ -148,7 +149,7 @@ def test_names_from_outside_are_escaped_everywhere(tmp_path: Path) -> None:
         verdict={"passed": True, "exit_code": 0, "sentences": [EVIL]},
         stages=[FLOAT.model_copy(update={"name": EVIL}), SKIPPED.model_copy(update={"skipped": EVIL})],
         gates=[{"name": EVIL, "limit": 0.1, "value": 0.0, "passed": True, "detail": EVIL}],
-        engines=[{"name": EVIL, "sm": EVIL, "status": "built", "note": EVIL}],
+        engines=[{"name": EVIL, "sm": EVIL, "status": "ran", "note": EVIL}],
         layers=[layer, layer.model_copy(update={"name": "$x_{"})],
         warnings=[EVIL],
         versions={EVIL: EVIL},
@@ -183,6 +184,29 @@ def test_page_is_well_formed_and_its_ids_are_unique(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
     assert set(used) <= set(ids)
     assert used != []
+
+
+def test_what_was_evaluated_stands_at_the_top_and_versions_once_at_the_end(tmp_path: Path) -> None:
+    content = report(
+        weights="r18.pth (sha256 0123456789ab...)",
+        preprocessing="resize 256 (bilinear)",
+        recipe={"name": "faq-4bit", "bits": 4, "target": "onnxruntime"},
+        versions={"faq-deploy": "0.1.0", "torch": "2.6.0"},
+    )
+    text = Elements(page(tmp_path, content)).text
+    top, rest = text.split("Stages", 1)
+    assert "r18.pth (sha256 0123456789ab...)" in top
+    assert "4 bits for target onnxruntime, recipe faq-4bit" in top
+    assert "resize 256 (bilinear)" in top
+    assert rest.count("0.1.0") == 1 and "torch 2.6.0" in rest
+
+
+def test_no_table_hides_its_caption_in_what_scrolls(tmp_path: Path) -> None:
+    html = page(tmp_path, report(layers=[RELU], engines=[Engine(name="onnxruntime", status="ran")]))
+    assert "<caption" not in html
+    described = re.findall(r'aria-describedby="([^"]+)"', html)
+    assert len(described) == 3
+    assert all(f'<p class="note" id="{name}">' in html for name in described)
 
 
 def test_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -243,6 +267,18 @@ def test_headline_tells_of_other_logits_from_an_engine_without_codes() -> None:
     drifting = Stage(name="engine", kind="engine", top1=98.0, max_logit_difference=0.5)
     assert headline(report(stages=[FLOAT, QUANTIZED, REFERENCE, drifting])) == (
         "The same integers inside, other logits: 0 of 1,000,000 codes differ, logits do in engine."
+    )
+
+
+def test_headline_does_not_say_everywhere_of_engines_that_nobody_asked_for(tmp_path: Path) -> None:
+    engines = [Engine(name=name, status="not asked for", note="It can't run here.") for name in ("a", "b")]
+    content = report(engines=[Engine(name="onnxruntime", status="ran"), *engines])
+    assert headline(content) == (
+        "The same integers in all that ran here: 0 of 1,000,000 codes differ; 2 built engines were not asked for."
+    )
+    assert Elements(page(tmp_path, content)).text.count("not asked for") == 4  # headline, two rows and the caption
+    assert headline(report(stages=[FLOAT, QUANTIZED, REFERENCE])) == (
+        "The same integers in all that ran here: 0 of 1,000,000 codes differ; no engine was built."
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from faq_deploy.recipe import TrainingSection, load_recipe
-from faq_deploy.schedule import learning_rate
+from faq_deploy.schedule import learning_rate, scaled_milestones
 
 
 def test_the_papers_4_bit_rates_are_exact_in_every_epoch() -> None:
@@ -52,3 +52,13 @@ def test_planning_more_epochs_moves_no_rate_and_rates_never_rise(
 def test_recipes_and_schedules_need_no_torch() -> None:
     code = "import sys, faq_deploy.schedule, faq_deploy.recipe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@given(marks=st.sets(st.integers(1, 99), min_size=1), epochs=st.integers(1, 300))
+def test_moved_milestones_ascend_within_the_epochs_and_stay_where_nothing_changes(marks: set[int], epochs: int) -> None:
+    training = TrainingSection(epochs=100, lr=1.0, schedule="step", gamma=0.5, milestones=tuple(sorted(marks)))
+    moved = scaled_milestones(training, epochs)
+    assert list(moved) == sorted(set(moved))
+    assert all(0 < mark < epochs for mark in moved)
+    assert len(moved) <= len(marks)
+    assert scaled_milestones(training, 100) == training.milestones

@@ -15,11 +15,12 @@ from engines.errors import CannotRunHere, InputError
 from engines.run_folder import RunFolder
 from faq_deploy import quantize
 from faq_deploy.finetune import Interrupted
+from faq_deploy.new_run import QuantizeOptions, make_recipe, pick_device
 from faq_deploy.progress import LineReporter
 from faq_deploy.quantize import QuantizeResult
 from faq_deploy.run_data import DataOptions
 from faq_deploy.stored_net import load_net
-from faq_deploy.verbs import QuantizeOptions, export_verb, make_recipe, pick_device, quantize_verb
+from faq_deploy.verbs import export_verb, quantize_verb
 from tests.e2e.photos import SIZE, colour_folder, write_nets
 from tests.e2e.refusals import contents
 
@@ -75,7 +76,7 @@ def test_recipe_is_the_named_one_or_the_one_of_the_bits(tmp_path: Path) -> None:
     four = make_recipe(dataclasses.replace(plain, bits=4))
     assert (four.name, four.bits) == ("faq-4bit", 4)
     quick = make_recipe(dataclasses.replace(plain, recipe="quick", bits=4, assignments=["training.lr=0.5"]))
-    assert (quick.name, quick.bits, quick.training.lr) == ("quick", 4, 0.5)
+    assert (quick.name, quick.bits, quick.training.lr) == ("quick with --bits 4", 4, 0.5)
     vnni: dict[str, object] = {"cpu": "vnni", "target": "onnxruntime"}  # only together do they fit
     assert make_recipe(dataclasses.replace(plain, overrides=vnni)).cpu == "vnni"
 

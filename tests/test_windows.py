@@ -14,7 +14,7 @@ from engines.fixed_tensor import Refused
 from engines.ort import OrtRunner
 from engines.parity import compare_codes
 from engines.reference import ReferenceRunner
-from engines.windows import Pool, convolve, product
+from engines.windows import Pool, convolve, exact_dtype, product
 from tests.onnx_checks import three_ways
 from tests.onnx_nets import around, saved
 
@@ -40,7 +40,7 @@ def small_images() -> npt.NDArray[np.float32]:
     return np.random.default_rng(0).integers(-128, 128, (2, 2, 5, 6)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(2**20, np.float64), (2**27, np.int64)])
+@pytest.mark.parametrize(("size", "dtype"), [(2**9, np.float32), (2**20, np.float64), (2**27, np.int64)])
 def test_large_sums_are_exact_where_float64_would_round(size: int, dtype: type[np.generic]) -> None:
     rng = np.random.default_rng(0)
     x, weight = rng.integers(-size, size, (2, 40)), rng.integers(-size, size, (3, 40))
@@ -48,10 +48,11 @@ def test_large_sums_are_exact_where_float64_would_round(size: int, dtype: type[n
     assert product(x, weight).tolist() == expected
     pool = Pool((1, 1), (1, 1), (0, 0, 0, 0), (1, 1), (1, 1))
     assert convolve(x[:, :, None, None], weight[:, :, None, None], pool, 1)[:, :, 0, 0].tolist() == expected
+    assert exact_dtype(x, weight) == dtype
     if dtype is np.int64:
         assert (x.astype(float) @ weight.astype(float).T).astype(np.int64).tolist() != expected
     with pytest.raises(Refused, match="60 bits"):
-        product(x * 2**20, weight * 2**20)
+        product(x * 2**30, weight * 2**30)
 
 
 @pytest.mark.parametrize("ceil_mode", [0, 1])
@@ -102,3 +103,8 @@ def test_max_pool_of_negative_codes_ignores_its_padding() -> None:
     batch = -np.arange(1, 17, dtype=np.float32).reshape(1, 1, 4, 4)
     codes = three_ways(around([node], {}, (1, 4, 4)), batch)
     assert codes["y.codes"].reshape(-1).tolist() == [-1, -2, -5, -6]
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(2**24 - 1, np.float32), (2**24, np.float64), (2**53, np.int64)])
+def test_the_fastest_type_is_chosen_up_to_its_last_exact_sum(largest: int, dtype: type[np.generic]) -> None:
+    assert exact_dtype(np.array([largest]), np.array([[1], [-1]])) == dtype

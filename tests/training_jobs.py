@@ -82,6 +82,7 @@ class Job:
     before_step: Callable[[], None] | None = None
     reporter: TrainingReporter = field(default_factory=lambda: LineReporter(Console(file=StringIO())))
     checkpoint_seconds: float = 60.0
+    start_top1: float | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -100,6 +101,7 @@ class Job:
             device=torch.device("cpu"),
             reporter=self.reporter,
             before_step=self.before_step,
+            start_top1=self.start_top1,
             resume=resume,
             checkpoint_seconds=self.checkpoint_seconds,
         )

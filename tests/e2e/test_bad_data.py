@@ -105,11 +105,11 @@ def test_truncated_jpeg_is_named_or_skipped_and_counted(
     assert "warning: 1 bad image was skipped: b/bad.jpg." in result.stderr
     assert call("export", run).exit_code == 0
     if split == "train":
-        assert call("eval", run).exit_code == 0  # it reads validation images only
+        assert call("eval", run, "--allow-skip").exit_code == 0  # it reads validation images only
         return
-    assert str(bad) in refusal(call("eval", run))
+    assert str(bad) in refusal(call("eval", run, "--allow-skip"))
     assert not (run / "report.json").exists()
-    result = call("eval", run, "--on-bad-image", "skip")
+    result = call("eval", run, "--allow-skip", "--on-bad-image", "skip")
     assert result.exit_code == 0, result.output
     assert "warning: 1 bad image was skipped: b/bad.jpg." in result.stderr
     assert json.loads((run / "report.json").read_text())["images"] == 12
@@ -127,7 +127,7 @@ def test_nothing_but_bad_images_is_an_error_even_when_they_are_skipped(
         result = quantize_photos(call, f"{nets}:net", photos, tmp_path / "other", *skip)
         assert f"No image of {photos / split} can be read." in refusal(result)
         assert not (tmp_path / "other").exists()
-    assert f"No image of {photos / 'val'} can be read." in refusal(call("eval", run, *skip))
+    assert f"No image of {photos / 'val'} can be read." in refusal(call("eval", run, "--allow-skip", *skip))
 
 
 def test_images_of_unequal_size_are_named(call: Call, nets: Path, photos: Path, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_pictures_of_any_mode_give_a_colour_net_the_colours_they_show(call: Call
     result = quantize_photos(call, f"{nets}:nearest", data, run, "--num-classes", 12, "--class-order", "lexical")
     assert result.exit_code == 0, result.output
     assert call("export", run).exit_code == 0
-    assert call("eval", run).exit_code == 0
+    assert call("eval", run, "--allow-skip").exit_code == 0
     assert json.loads((run / "report.json").read_text())["images"] == 12 * 4 + 8
     assert top1(run) == top1(run, "PyTorch quantized") == 100.0
 
@@ -183,7 +183,7 @@ def test_numbered_class_folders_are_taken_in_the_order_asked_for_and_never_silen
     assert scores[None] == scores["lexical"] == pytest.approx(100 * 2 / 12)  # 0 and 1 stand where they should
     run = tmp_path / "run-numeric"
     assert call("export", run).exit_code == 0
-    assert call("eval", run).exit_code == 0
+    assert call("eval", run, "--allow-skip").exit_code == 0
     assert top1(run) == 100.0  # the order is the run's own
 
 
@@ -206,7 +206,10 @@ def test_unknown_validation_class_is_named(call: Call, nets: Path, photos: Path,
     assert call("export", run).exit_code == 0
     shutil.copytree(photos / "val" / "b", photos / "val" / "zebra")
     before = contents(run)
-    for result in (quantize_photos(call, f"{nets}:nearest", photos, tmp_path / "new"), call("eval", run)):
+    for result in (
+        quantize_photos(call, f"{nets}:nearest", photos, tmp_path / "new"),
+        call("eval", run, "--allow-skip"),
+    ):
         message = refusal(result)
         assert "the class zebra, which is not among the 3 known classes" in message
         assert str(photos / "val" / "zebra") in message
@@ -220,7 +223,7 @@ def test_eval_takes_a_bare_folder_of_validation_images(call: Call, nets: Path, p
     assert call("export", run).exit_code == 0
     shutil.rmtree(photos / "train")
     for options in ((), ("--data", photos / "val")):
-        result = call("eval", run, *options)
+        result = call("eval", run, "--allow-skip", *options)
         assert result.exit_code == 0, result.output
         assert top1(run) == 100.0
-    assert "does not exist" in refusal(call("eval", run, "--data", photos / "train"))
+    assert "does not exist" in refusal(call("eval", run, "--allow-skip", "--data", photos / "train"))

@@ -102,7 +102,7 @@ def test_unknown_model_names_the_nearest(
         (("--std", "1,0,1"), "0 is not a positive, finite number", "trained with"),
         (("--color", "L", "--mean", "1,2,3"), "--mean has 3 values, but --color L has 1 channel.", "one value"),
         (("--device", "tpu"), "--device tpu is not known", "auto, cpu, cuda"),
-        (("--num-classes", "4"), "nets.py:net has 4 classes but the data has 3", "--num-classes"),
+        (("--num-classes", "4"), "nets.py:net has 4 classes but the data has 3", "let nets.py:net make 3 outputs"),
         (("--train-fraction", "0.5"), "brings its own validation images", "drop --train-fraction"),
     ],
 )

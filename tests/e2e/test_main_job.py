@@ -70,10 +70,43 @@ def test_engines_for_four_architectures_and_their_manifests(call: Call, run_copy
         assert (manifest["sm"], manifest["runtime"], manifest["target"]) == (sm, "tensorrt-rtx", "tensorrt")
         assert manifest["bytes"] == engine.stat().st_size > 10_000
         assert manifest["profile"]["input"] == [[1, 1, 8, 8], [8, 1, 8, 8], [32, 1, 8, 8]]
+    printed = call("build", run_copy, "--runtime", "tensorrt-rtx", *options).stdout  # they are kept
+    assert printed.count("Built ahead of time") == 1
+    assert "it needs a GPU of SM 75, 86, 89 or 120 and this TensorRT-RTX version." in printed
     skipped = call("eval", run_copy)
     assert skipped.exit_code == 3
     assert "A skipped engine is not a passed one" in skipped.output
     assert call("eval", run_copy, "--allow-skip").exit_code == 0
+    result = call("eval", run_copy, "--engine", "onnxruntime")
+    assert result.exit_code == 0, result.output
+    assert "The same integers in all that ran here: 0 of" in result.output
+    assert "4 built engines were not asked for." in result.output
+    rows = {e["name"]: (e["status"], e["note"]) for e in report_of(run_copy)["engines"]}  # type: ignore[attr-defined]
+    assert rows["onnxruntime"][0] == "ran"
+    for sm in sms:
+        status, note = rows[f"tensorrt-rtx-sm{sm}"]
+        assert status == "not asked for"
+        assert "run here" in note
+        assert any(
+            line.split() == ["engine", f"tensorrt-rtx-sm{sm}", "not", "asked", "for"]
+            for line in result.output.splitlines()
+        )
+
+
+def test_eval_passes_without_an_engine_only_when_asked_to(call: Call, make_run: Callable[..., Path]) -> None:
+    run = make_run("--epochs", 0)
+    assert call("export", run).exit_code == 0
+    result = call("eval", run)
+    assert result.exit_code == 3
+    assert "NOT PASSED (exit code 3). No engine was built, so none was judged." in result.output
+    assert "Build one with `faq-deploy build`, or pass --allow-skip" in result.output
+    assert report_of(run)["verdict"]["passed"] is False  # type: ignore[index]
+    result = call("eval", run, "--allow-skip")
+    assert result.exit_code == 0
+    assert "PASSED." in result.output and "No engine was built, so none was judged." in result.output
+    assert "has no engine onnxruntime" in call("eval", run, "--engine", "onnxruntime").output
+    assert call("build", run, "--runtime", "onnxruntime").exit_code == 0
+    assert call("eval", run).exit_code == 0
 
 
 def test_installed_program_prints_results_on_stdout_and_progress_on_stderr(program: Program, run_copy: Path) -> None:
@@ -104,6 +137,7 @@ def test_calibration_only_run(call: Call, make_run: Callable[..., Path]) -> None
     run = make_run("--epochs", 0)
     assert not (run / "metrics.jsonl").exists()
     assert call("export", run).exit_code == 0
+    assert call("build", run, "--runtime", "onnxruntime").exit_code == 0
     assert call("eval", run).exit_code == 0
 
 

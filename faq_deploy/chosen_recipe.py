@@ -1,0 +1,82 @@
+"""The recipe that a command line asks for: a named one, with the values of the options in it and what follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from faq_deploy.recipe import Recipe, load_recipe, override
+from faq_deploy.schedule import scaled_milestones
+
+__all__ = ["assignments", "chosen_recipe"]
+
+
+def chosen_recipe(
+    name: str | None,
+    bits: int | None,
+    overrides: Mapping[str, object],
+    texts: Sequence[str],
+    note: Callable[[str], None],
+) -> Recipe:
+    """A recipe with the command line's values in it.
+
+    Where another number of epochs is asked for, the milestones of a step schedule move in proportion. A recipe made
+    for one precision and taken at the other says so in its name.
+
+    Args:
+        name: of the recipe, or its file; None takes the paper's for `bits`.
+        bits: precision; None leaves it to the recipe.
+        overrides: values by key.
+        texts: of `--set`, such as `training.lr=0.01`.
+        note: told, a sentence each, what was fitted.
+
+    Raises:
+        InputError: no such recipe or key, or a value that cannot be.
+    """
+    base = load_recipe(name or f"faq-{bits or 8}bit")
+    wanted = assignments(bits, overrides, texts)
+    recipe = override(base, [*wanted, *_fitted_schedule(base, wanted, note)])
+    if recipe.bits == base.bits:
+        return recipe
+    note(
+        f"recipe {base.name} is meant for {base.bits} bits: with --bits {recipe.bits} its training is kept and its "
+        f"precision is not (recipe faq-{recipe.bits}bit is the paper's for {recipe.bits} bits)"
+    )
+    return recipe.model_copy(update={"name": f"{base.name} with --bits {recipe.bits}"})
+
+
+def assignments(bits: int | None, overrides: Mapping[str, object], texts: Sequence[str]) -> list[str]:
+    """All values of the command line as `KEY=VALUE`, to be set at once: one alone may not fit the recipe."""
+    given = dict(overrides)
+    if bits is not None:
+        given["bits"] = bits
+    return [f"{key}={json.dumps(value)}" for key, value in given.items()] + list(texts)
+
+
+def _fitted_schedule(base: Recipe, wanted: Sequence[str], note: Callable[[str], None]) -> list[str]:
+    """What to set besides, so that a step schedule fits another number of epochs."""
+    keys = {text.partition("=")[0].strip() for text in wanted}
+    own = base.training
+    if own.schedule != "step" or "training.epochs" not in keys or keys & {"training.schedule", "training.milestones"}:
+        return []
+    epochs = override(base, [*wanted, "training.schedule=constant"]).training.epochs  # there milestones don't count
+    if epochs in (0, own.epochs):
+        return []
+    marks = scaled_milestones(own, epochs)
+    if not marks:
+        note(f"learning rate: constant over {_epochs(epochs)}, too few for the steps of recipe {base.name}")
+        return ["training.schedule=constant"]
+    note(
+        f"learning rate: falls after epoch {_listed(marks)} of {epochs}, in proportion to {_listed(own.milestones)} "
+        f"of {own.epochs} in recipe {base.name}"
+    )
+    return [f"training.milestones={list(marks)}"]
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' if count != 1 else ''}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last
