@@ -57,9 +57,9 @@ def quantize(model: str | None, as_json: bool, **options: object) -> None:
           --train-fraction 0.9 --epochs 0 -o runs/mine
       faq-deploy quantize --resume -o runs/r18
     """
-    from faq_deploy import show, verbs
+    from faq_deploy import parsed_options, show, verbs
 
-    wanted = show.training_options(model, options)
+    wanted = parsed_options.training_options(model, options)
     result, warnings = verbs.quantize_verb(wanted, show.reporter(), show.say)
     show.quantized(wanted.output, result, warnings, as_json=as_json)
 
@@ -80,9 +80,9 @@ def train(model: str | None, as_json: bool, **options: object) -> None:
           --recipe cifar-float -o runs/cifar
       faq-deploy train --resume -o runs/cifar
     """
-    from faq_deploy import show, train_float
+    from faq_deploy import parsed_options, show, train_float
 
-    wanted = show.training_options(model, options)
+    wanted = parsed_options.training_options(model, options)
     result, path = train_float.train_verb(wanted, show.reporter(), show.say)
     show.trained(path, result, as_json=as_json)
 
@@ -149,9 +149,9 @@ def evaluate(run: Path, as_json: bool, **options: object) -> None:
       faq-deploy eval runs/r18 --engine onnxruntime
     """
     from engines.run_folder import RunFolder
-    from faq_deploy import show, verbs
+    from faq_deploy import parsed_options, show, verbs
 
-    wanted, data = show.eval_options(options)
+    wanted, data = parsed_options.eval_options(options)
     with show.image_progress() as on_images:
         report = verbs.evaluate_verb(RunFolder(run), wanted, data, on_images)
     show.evaluated(run, report, as_json=as_json)

@@ -179,10 +179,10 @@ def _row(
         "weights per": case.granularity if case else None,
         "weight bits": case.weights if case else None,
         "method": case.method if case else None,
-        "top-1, all images": round(100 * float(np.concatenate(right).mean()), 1),
-        "held out": round(100 * float(right[1].mean()), 1),
-        "agree with float": round(100 * float(same.mean()), 1),
-        "s": round(seconds),
+        "top-1, all images": f"{100 * float(np.concatenate(right).mean()):.1f}",
+        "held out": f"{100 * float(right[1].mean()):.1f}",
+        "agree with float": f"{100 * float(same.mean()):.1f}",
+        "s": round(seconds) if case else None,
     }
 
 

@@ -120,7 +120,9 @@ def measure(network: str, bits: int, images: Path, folder: Path) -> Measured:
         concats_int8=found.concats.int8,
         concats=found.concats.all,
         onnx_bytes=exported.bytes,
-        engine_bytes={str(sm): e.manifest and e.manifest.bytes for sm, e in zip(SMS, engines, strict=True)},
+        engine_bytes={
+            str(sm): None if e.manifest is None else e.manifest.bytes for sm, e in zip(SMS, engines, strict=True)
+        },
         engine_notes=[e.reason for e in engines if e.reason],
         seconds=seconds,
         peak_mib=peak,

@@ -11,10 +11,10 @@ from typing import Final
 from benchmarks.trial import Trial
 from engines.files import write_atomic
 
-__all__ = ["RESULTS", "SMS", "Measured", "read_measured", "read_trials", "write_page"]
+__all__ = ["PAGE", "RESULTS", "SMS", "Measured", "read_measured", "read_trials", "write_page"]
 
 RESULTS: Final = Path(__file__).parent / "results"
-_PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "networks.md"
+PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "networks.md"
 _MB: Final = 1e6
 SMS: Final = (75, 89)
 
@@ -100,7 +100,7 @@ def write_page() -> str:
         named = [f"`{t.model.partition(':')[2]}`" for t in group if t.is_transformer]
         if named:
             parts.append(f"Refused by name, because they hold attention: {', '.join(named)}.\n")
-    write_atomic(_PAGE, "\n".join(parts).rstrip() + "\n")
+    write_atomic(PAGE, "\n".join(parts).rstrip() + "\n")
     return "; ".join(f"{name}: {_counts(group)}" for name, group in (("torchvision", torchvision), ("timm", timm)))
 
 

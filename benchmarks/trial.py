@@ -31,6 +31,7 @@ __all__ = ["ATTENTION", "TARGETS", "Outcome", "Trial", "attempt", "limit_memory"
 TARGETS: Final = ("tensorrt", "onnxruntime")
 ATTENTION: Final = "attention is not supported"  # how a transformer is refused
 
+_ORDER: Final = (*TARGETS, "")
 _SIZES: Final = (64, 96, 160)  # pixels: tried in turn before the architecture's own
 _CALIBRATION, _COMPARED = 8, 4  # images
 
@@ -102,7 +103,8 @@ class Trial:
     def from_json(text: str) -> Trial:
         """What `to_json` wrote."""
         raw = json.loads(text)
-        return Trial(**{**raw, "outcomes": {target: Outcome(**o) for target, o in raw["outcomes"].items()}})
+        outcomes = {target: Outcome(**raw["outcomes"][target]) for target in _ORDER if target in raw["outcomes"]}
+        return Trial(**{**raw, "outcomes": outcomes})
 
 
 def limit_memory(gib: float) -> None:

@@ -100,7 +100,9 @@ def calibrate_run(
         )
     on_stage("tracing and rewriting the model")
     example = example_of(splits.train, on_bad=on_bad, bad=bad)
-    require_fit(module, example, facts.model, len(facts.classes))
+    chosen = require_fit(module, example, facts.model, len(facts.classes), recipe.layers.output)
+    if chosen:
+        warnings.append(f"{chosen}.")
     net = rewrite(module, example, recipe)
     on_stage(f"calibrating on {images}")
     source = batches(splits.train, indices, section.batch_size, on_bad=on_bad, bad=bad)

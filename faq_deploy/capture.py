@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,7 @@ from faq_deploy.simplify import simplify
 from faq_deploy.tracing import evaluating, labelled, operation, trace
 from faq_deploy.walk import Walk
 
-__all__ = ["Captured", "capture"]
+__all__ = ["Captured", "capture", "choose_outputs"]
 
 _TAILS: Final = {
     **dict.fromkeys(("softmax", "_softmax"), "softmax"),
@@ -66,14 +66,23 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor], output: str | 
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
     with evaluating(model):
         traced = trace(model, examples)
-    labels = _choose(traced.outputs, output)
+    labels = choose_outputs(traced.outputs, output)
     tails = [_without_tail(traced.outputs[label]) for label in labels]
     walk = Walk(traced)
     graph, state = simplify(walk.run([node for node, _ in tails], HANDLERS), walk.state)
     return Captured(graph, state, tuple(traced.outputs), labels, tails[0][1] if len(tails) == 1 else "")
 
 
-def _choose(outputs: Mapping[str, fx.Node], wanted: str | None) -> tuple[str, ...]:
+def choose_outputs(outputs: Collection[str], wanted: str | None) -> tuple[str, ...]:
+    """The labels of the outputs to keep, as `capture` says.
+
+    Args:
+        outputs: labels of what the model returns.
+        wanted: a label, `*` for all, or None for the usual one.
+
+    Raises:
+        InputError: no such output, or none at all.
+    """
     if wanted == "*":
         return tuple(outputs)
     if wanted is not None:

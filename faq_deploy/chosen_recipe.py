@@ -50,7 +50,14 @@ def assignments(bits: int | None, overrides: Mapping[str, object], texts: Sequen
     given = dict(overrides)
     if bits is not None:
         given["bits"] = bits
-    return [f"{key}={json.dumps(value)}" for key, value in given.items()] + list(texts)
+    return [f"{key}={_toml(value)}" for key, value in given.items()] + list(texts)
+
+
+def _toml(value: object) -> str:
+    """A number, text, list or table of these on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    return json.dumps(value)
 
 
 def _fitted_schedule(base: Recipe, wanted: Sequence[str], note: Callable[[str], None]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 import rich_click as click
 
-__all__ = ["build_options", "eval_options", "float_options", "training_options"]
+__all__ = ["bits_option", "build_options", "eval_options", "float_options", "layer_options", "training_options"]
 
 _T = TypeVar("_T")
 
@@ -23,6 +23,7 @@ _MODEL_AND_DATA: Final = (
 )
 _RECIPE: Final = ("--recipe", "--epochs", "--lr", "--batch-size", "--seed", "--set")
 _QUANTIZED: Final = ("--bits", "--target", "--cpu", "--keep")
+_LAYERS: Final = ("--leaf", "--skip", "--model-output", "--certify")
 _PREPROCESSING: Final = ("--resize", "--crop", "--mean", "--std", "--interpolation", "--color", "--orientation")
 _RUN: Final = ("--output", "--resume", "--force", "--device", "--workers", "--json", "--help")
 
@@ -37,7 +38,10 @@ click.rich_click.SHOW_ARGUMENTS = True
 click.rich_click.TEXT_MARKUP = "rich"
 click.rich_click.ERRORS_EPILOGUE = ""
 click.rich_click.OPTION_GROUPS = {
-    "faq-deploy quantize": _groups(("--recipe", *_QUANTIZED, *_RECIPE[1:])),  # type: ignore[dict-item]
+    "faq-deploy quantize": [
+        *_groups(("--recipe", *_QUANTIZED, *_RECIPE[1:])),  # type: ignore[list-item]
+        {"name": "Layers", "options": list(_LAYERS)},
+    ],
     "faq-deploy train": _groups(_RECIPE),  # type: ignore[dict-item]
 }
 
@@ -99,16 +103,37 @@ _run = _options(
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )
 
+bits_option = click.option(
+    "--bits",
+    multiple=True,
+    metavar="8|4|PATTERN=N",
+    help="Precision of weights and activations, or of the layers whose names match; repeatable.  [default: 8]",
+)
+
+layer_options = _options(
+    click.option("--leaf", multiple=True, metavar="MODULE", help="Keep a part of the model in float; repeatable."),
+    click.option(
+        "--skip", multiple=True, metavar="PATTERN", help="Keep matching layers' weights in float; repeatable."
+    ),
+    click.option("--model-output", metavar="NAME", help="Which output to keep, where the model returns several."),
+    click.option(
+        "--certify/--no-certify",
+        default=None,
+        help="Prove that no sum passes 2^24, at half the codes of the few channels that could.  [default: certify]",
+    ),
+)
+
 training_options = _options(
     _model_and_data,
     click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`; by default the one of --bits."),
-    click.option("--bits", type=click.Choice(["8", "4"]), help="Precision of weights and activations.  [default: 8]"),
+    bits_option,
     click.option(
         "--target",
         type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
         help="Whose grids to train on.  [default: tensorrt]",
     ),
     click.option("--cpu", type=click.Choice(["any", "vnni"]), help="Which x86 CPUs target onnxruntime is exact on."),
+    layer_options,
     _training,
     click.option(
         "--keep",

@@ -19,6 +19,7 @@ from engines.runner import FloatArray
 from faq_deploy.agreement import Agreement, compare
 from faq_deploy.certificate import LayerBound, certificate, over_the_bound
 from faq_deploy.emit import emit_graph
+from faq_deploy.graph import WEIGHTED
 from faq_deploy.stored_net import StoredNet
 
 __all__ = ["ExportResult", "export_onnx"]
@@ -151,8 +152,13 @@ def _explain(stored: StoredNet, agreements: list[Agreement], bounds: list[LayerB
             f"{len(over)} of {len(bounds)} sums could in the worst case pass 2^24, where fp32 rounds "
             f"({over_the_bound(bounds)}); they are exact on the images that were compared."
         )
+    in_float = sum(node.is_float and node.kind in WEIGHTED for node in stored.net.graph)
+    if in_float:
+        sentences.append(
+            f"{in_float} layers stay in float, where every runtime rounds in its own way: {_seen(agreements)}."
+        )
     for agreement in agreements:
-        if agreement.equal:
+        if agreement.equal or in_float:
             continue
         suspects = _before(stored, agreement.first)
         causes = [b for b in over if b.name in suspects] or (over if agreement.first is None else [])
@@ -167,6 +173,14 @@ def _explain(stored: StoredNet, agreements: list[Agreement], bounds: list[LayerB
             )
         sentences[:1] = [f"{what}: {causes[0].name} sums past 2^24 ({causes[0].ratio:.2f} x), where fp32 rounds."]
     return sentences
+
+
+def _seen(agreements: list[Agreement]) -> str:
+    worst = max(agreements, key=lambda a: a.differing)
+    return (
+        f"{worst.differing} of {worst.codes_compared} codes and {worst.flips} of {worst.images} predictions differ "
+        f"in the {worst.runtime}"
+    )
 
 
 def _before(stored: StoredNet, name: str | None) -> set[str]:

@@ -33,7 +33,7 @@ MAX_EXPONENT: Final = 62
 _BIAS_BITS: Final = 22
 
 # Exponents that rule `mse` tries, by weight bits: those of `max` and below.
-_CANDIDATES: Final = {4: 4, 7: 2, 8: 2}
+_CANDIDATES: Final = {2: 5, 3: 5, 4: 4, 5: 3, 6: 3, 7: 2, 8: 2}
 
 _PIECE: Final = 2**18  # float32 numbers of an activation that are quantized together: a MiB
 

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from engines.errors import InputError
 from faq_deploy.graph import WEIGHTED, Graph, Node
+from faq_deploy.recipe_sections import LayersSection
 
-__all__ = ["LayerChoices", "choose_layers"]
-
-
-@dataclass(frozen=True)
-class LayerChoices:
-    """Exceptions by name.
-
-    Attributes:
-        leaf: paths of modules that stay in float with all that is in them.
-        skip: patterns (fnmatch) of layers whose weights stay in float.
-        bits: pattern of layers and ReLUs -> bits, the first match counts.
-    """
-
-    leaf: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    bits: Mapping[str, int] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.leaf or self.skip or self.bits)
+__all__ = ["choose_layers"]
 
 
-def choose_layers(graph: Graph, choices: LayerChoices) -> Graph:
+def choose_layers(graph: Graph, choices: LayersSection) -> Graph:
     """Mark nodes as `float`, and give those with bits of their own the setting `chosen_bits`.
 
     Names are a module's path in the user's model (`layer4.1.conv2`) or the layer's name in our files
@@ -39,7 +21,7 @@ def choose_layers(graph: Graph, choices: LayerChoices) -> Graph:
 
     Args:
         graph: before quantizers are placed.
-        choices: see there.
+        choices: the recipe's section `layers`.
 
     Raises:
         InputError: a name or pattern that nothing matches, with the nearest one.

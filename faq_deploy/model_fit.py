@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from engines.errors import InputError
 from engines.image_batches import BadImages, OnBad, batches
 from engines.images import ImageSet
-from faq_deploy.tracing import reason
+from faq_deploy.capture import choose_outputs
+from faq_deploy.tracing import labelled, reason
 
 __all__ = ["example_of", "require_fit", "require_trainable"]
 
@@ -32,7 +33,7 @@ def example_of(images: ImageSet, *, on_bad: OnBad, bad: BadImages) -> Tensor:
     return torch.from_numpy(first.images).expand(2, -1, -1, -1).contiguous()
 
 
-def require_fit(module: nn.Module, example: Tensor, model: str, classes: int) -> None:
+def require_fit(module: nn.Module, example: Tensor, model: str, classes: int, output: str = "") -> str:
     """Run a model on an example, before anything costly starts.
 
     Args:
@@ -40,6 +41,10 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int) ->
         example: float32, shape (N, C, H, W).
         model: as named on the command line.
         classes: of the data.
+        output: label of the output to judge; empty takes the usual one.
+
+    Returns:
+        What was chosen where the model returns several tensors, as a sentence; else "".
 
     Raises:
         InputError: it can't take such images, or doesn't give one logit a class.
@@ -52,7 +57,7 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int) ->
         )
     with torch.inference_mode():
         try:
-            logits = module.eval()(example)
+            result = module.eval()(example)
         except RuntimeError as error:  # what torch raises where shapes don't fit
             other = "L for a net that takes grey" if example.shape[1] == 3 else "RGB for a net that takes colour"
             remedy = f"set the size with --resize and --crop, and --color {other} images."
@@ -62,15 +67,15 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int) ->
             raise InputError(
                 what, f"correct the model: model.eval()(images) must run, with images of {shape}."
             ) from error
-    if not isinstance(logits, Tensor):
-        raise InputError(
-            f"{model} returns {type(logits).__name__}, something other than one tensor.",
-            "wrap it in a module that returns the logits.",
-        )
+    named = labelled(result)
+    (label,) = choose_outputs([name for name, value in named.items() if isinstance(value, Tensor)], output or None)
+    logits = named[label]
+    assert isinstance(logits, Tensor)
     if logits.dim() != 2:
         raise InputError(
             f"{model} gives an output of shape {'x'.join(map(str, logits.shape[1:]))} per image, not logits.",
-            "give a classifier: one number per class and image.",
+            "give a classifier: one number per class and image"
+            + (", or name another output with --model-output." if len(named) > 1 else "."),
         )
     if logits.shape[1] != classes:
         remedy = f"pass --num-classes {classes}, weights with that head, or another data folder."
@@ -80,6 +85,9 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int) ->
                 "and pass weights with that head; or another data folder."
             )
         raise InputError(f"{model} has {logits.shape[1]} classes but the data has {classes}.", remedy)
+    if len(named) == 1:
+        return ""
+    return f"{model} returns {', '.join(map(str, named))}: {label} is quantized, the rest is left out (--model-output)"
 
 
 def require_trainable(module: nn.Module, example: Tensor, model: str, smallest_batch: int) -> None:

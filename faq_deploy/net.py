@@ -27,11 +27,11 @@ _MODAL = (ActivationQuantizer, WeightedLayer, QuantizedBatchNorm, ExactNorm, Slo
 
 
 class WeightRules(dict[int, WeightRule]):
-    """The exponent rule of each weight bit width; 7-bit weights follow the 8-bit rule."""
+    """The exponent rule of each weight bit width; 7-bit weights follow the 8-bit rule, other widths `mse`."""
 
     def of(self, bits: int) -> WeightRule:
         """The rule for `bits`."""
-        return self[8 if bits == 7 else bits]
+        return self.get(8 if bits == 7 else bits, "mse")
 
 
 class QuantizedNet(nn.Module):

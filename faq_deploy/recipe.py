@@ -7,17 +7,24 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from engines.errors import InputError
+from faq_deploy.recipe_sections import (
+    CalibrationSection,
+    LayersSection,
+    QuantizerSection,
+    Section,
+    TrainingSection,
+)
 
 __all__ = [
     "CalibrationSection",
+    "LayersSection",
     "QuantizerSection",
     "Recipe",
     "TrainingSection",
@@ -37,104 +44,7 @@ _FOLDER: Final = Path(__file__).parent / "recipes"
 _BARE_WORD: Final = re.compile(r"(?!(true|false|inf|nan)$)[A-Za-z_][\w.:-]*")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class QuantizerSection(_Section):
-    """How weights and batch norm get onto the grid (paper 3.1.1)."""
-
-    batch_norm: Literal["fold", "paper", "fit"] = "fold"
-    """fold: into weights and bias; paper: multiplier k/16 with |k| up to 127; fit: such k, exponent fitted"""
-    granularity: Literal["auto", "channel", "tensor"] = "auto"
-    """a weight exponent per output channel or per tensor; auto: channel if batch_norm is fold, else tensor"""
-    weight_rule: Literal["auto", "sigma", "max", "mse"] = "auto"
-    """how a weight's exponent is found; auto: mse for 8-bit weights, sigma for 4-bit ones"""
-    sigma_multiple: float = Field(default=4.12, gt=0)
-    """c of the rule sigma, over 0; the paper's is 4.12 at 4 bits"""
-    sigma_reading: Literal["R2", "R1"] = "R2"
-    """R2: step = c*sigma/(2^bits - 1); R1: twice that, so that +-c*sigma is the range"""
-    certify: bool | Literal["auto"] = "auto"
-    """halve the codes of channels whose sums could pass 2^24, where fp32 rounds; auto: if batch_norm is fold"""
-
-    @model_validator(mode="after")
-    def _possible(self) -> QuantizerSection:
-        if self.certify is True and self.batch_norm != "fold":
-            raise ValueError(f"quantizer.certify is true, which needs batch_norm fold, not {self.batch_norm}")
-        return self
-
-
-class CalibrationSection(_Section):
-    """How activation ranges are found (paper 3.2)."""
-
-    method: Literal["percentile", "max", "mse", "entropy"] = "percentile"
-    """the range estimator"""
-    batches: int = Field(default=5, ge=1)
-    """training batches to look at, at least 1"""
-    batch_size: int = Field(default=256, ge=1)
-    """images in a calibration batch, at least 1"""
-    percentile_8: float = Field(default=99.99, gt=0, le=100)
-    """percentile of 8-bit tensors, over 0 and up to 100"""
-    percentile_4: float = Field(default=99.9, gt=0, le=100)
-    """percentile of 4-bit tensors, over 0 and up to 100"""
-    round_up: Literal["next", "even"] = "next"
-    """ymax goes up to the next power of two, or to the next one with an even exponent"""
-    waste_warning: float = Field(default=0.4, gt=0, le=1)
-    """warn if rounding up wastes more than this share of a range, over 0 and up to 1"""
-    weight_rounding: Literal["nearest", "compensated"] = "nearest"
-    """compensated: weight codes and biases chosen by what the layer's output becomes on images"""
-    bias_correction: Literal["none", "analytic", "empirical"] = "none"
-    """how biases make good the mean shift of rounding to nearest; compensated does that by itself"""
-    correction_images: int = Field(default=128, ge=1)
-    """how many calibration images these two look at, at least 1"""
-
-    @model_validator(mode="after")
-    def _possible(self) -> CalibrationSection:
-        if self.weight_rounding != "nearest" and self.bias_correction != "none":
-            raise ValueError("calibration.bias_correction must be none where weight_rounding is compensated")
-        return self
-
-
-class TrainingSection(_Section):
-    """How long, how fast and from which seed to train (paper 3.3)."""
-
-    epochs: int = Field(ge=0)
-    """passes over the training images; 0 calibrates only"""
-    batch_size: int = Field(default=256, ge=1)
-    """images in a training step, at least 1"""
-    lr: float = Field(gt=0)
-    """learning rate of the first epoch, over 0"""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """of SGD, at least 0 and under 1"""
-    weight_decay: float = Field(default=1e-4, ge=0)
-    """of SGD, on every parameter, at least 0"""
-    weight_decay_for: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """weight decay by pattern on the model's name, the first match counts: {"*resnet18*" = 0.5e-4}"""
-    schedule: Literal["constant", "exponential", "step"] = "constant"
-    """exponential: lr*gamma^epoch; step: lr times gamma at each milestone"""
-    gamma: float = Field(default=1.0, gt=0, le=1)
-    """factor of the schedule, over 0 and up to 1"""
-    milestones: tuple[int, ...] = Field(default=(), strict=False)
-    """epochs, ascending from 1 to the last, at which the schedule step multiplies by gamma"""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """of image order, augmentation and dropout, 0 to 2^31 - 1"""
-    augment: Literal["auto", "none", "shift", "cifar", "imagenet"] = "auto"
-    """random changes to training images; auto: what suits the data"""
-
-    @model_validator(mode="after")
-    def _possible(self) -> TrainingSection:
-        if self.schedule == "step" and self.epochs > 0:
-            marks = self.milestones
-            if not marks or marks[0] < 1 or any(a >= b for a, b in pairwise(marks)):
-                raise ValueError(f"training.milestones {list(marks)} must ascend from 1, and not be empty")
-            if marks[-1] >= self.epochs:
-                raise ValueError(f"training.milestones has {marks[-1]}, but the last epoch is {self.epochs - 1}")
-        return self
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """One run's choices. `target` decides the grids before training starts."""
 
     name: str = ""
@@ -150,6 +60,7 @@ class Recipe(_Section):
     quantizer: QuantizerSection = QuantizerSection()
     calibration: CalibrationSection = CalibrationSection()
     training: TrainingSection
+    layers: LayersSection = LayersSection()
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

@@ -12,6 +12,7 @@ from engines.errors import InputError
 from faq_deploy.batch_norm import fold
 from faq_deploy.capture import Captured, capture
 from faq_deploy.graph import WEIGHTED, Graph
+from faq_deploy.layer_choices import choose_layers
 from faq_deploy.net import QuantizedNet, WeightRules
 from faq_deploy.place import place_quantizers
 from faq_deploy.recipe import Recipe, resolved, weight_rule_for
@@ -22,31 +23,31 @@ __all__ = ["assemble", "rewrite"]
 _SAME_NET = 1e-3  # relative: folding changes the last bits of fp32, a wrong rewrite changes the first
 
 
-def rewrite(model: nn.Module, example: Tensor, recipe: Recipe, output: str | None = None) -> QuantizedNet:
+def rewrite(model: nn.Module, example: Tensor, recipe: Recipe) -> QuantizedNet:
     """Trace, deal with batch norms, place quantizers, assemble; the result still computes in float.
 
     Args:
         model: float model in fp32.
         example: float32 batch of at least two images, shape (N, C, H, W).
         recipe: bits, target and quantizer choices.
-        output: label of the output to keep, where the model returns several (see `capture`).
 
     Returns:
         A net in mode `float` whose logits equal the model's up to fp32 rounding.
 
     Raises:
-        InputError: NaN weights, an unsupported op, no convolution at all, or a model that the graph
-            does not reproduce.
+        InputError: NaN weights, an unsupported op, no convolution at all, a choice for a layer that isn't there, or
+            a model that the graph does not reproduce.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} holds NaN or infinite values.", "check the checkpoint it was loaded from.")
     half = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
     source = copy.deepcopy(model).float() if half else model
-    captured = capture(source, example[:2], output)
+    captured = capture(source, example[:2], recipe.layers.output or None)
     if not any(node.kind in WEIGHTED for node in captured.graph):
         raise InputError("the model has no convolution or linear layer to quantize.", "give a convolutional net.")
     graph, state = fold(captured.graph, captured.state, recipe.quantizer.batch_norm)
+    graph = choose_layers(graph, recipe.layers)
     graph = place_quantizers(graph, bits=recipe.bits, target=recipe.target, cpu=recipe.cpu)
     net = assemble(graph, state, recipe).eval()
     _check_same(source, captured, net, example)

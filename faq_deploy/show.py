@@ -5,31 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from engines.errors import InputError
 from faq_deploy.certificate import proof_sentence
-from faq_deploy.evaluate import EvalOptions
 from faq_deploy.export import ExportResult
 from faq_deploy.finetune import FinetuneResult
-from faq_deploy.gate import Limits
-from faq_deploy.new_run import QuantizeOptions
 from faq_deploy.progress import TrainingReporter, training_reporter
 from faq_deploy.quantize import QuantizeResult
 from faq_deploy.report_model import Report, Stage, headline
-from faq_deploy.run_data import DataOptions
 
 __all__ = [
-    "eval_options",
     "evaluated",
     "exported",
     "image_progress",
@@ -37,17 +29,7 @@ __all__ = [
     "reporter",
     "say",
     "trained",
-    "training_options",
 ]
-
-_RECIPE_KEYS = {
-    "target": "target",
-    "cpu": "cpu",
-    "epochs": "training.epochs",
-    "lr": "training.lr",
-    "batch_size": "training.batch_size",
-    "seed": "training.seed",
-}
 
 
 def say(text: str) -> None:
@@ -58,70 +40,6 @@ def say(text: str) -> None:
 def reporter() -> TrainingReporter:
     """A bar on a terminal, lines elsewhere; both on stderr."""
     return training_reporter()
-
-
-def training_options(model: str | None, options: dict[str, Any]) -> QuantizeOptions:
-    """The options of `quantize` and `train` from what Click parsed.
-
-    Raises:
-        InputError: --mean or --std isn't a list of numbers.
-    """
-    data = DataOptions(
-        data=options["data"],
-        train_fraction=options["train_fraction"],
-        class_order=options["class_order"],
-        resize=options["resize"],
-        crop=options["crop"],
-        mean=_numbers("--mean", options["mean"]),
-        std=_numbers("--std", options["std"]),
-        interpolation=options["interpolation"],
-        color=options["color"],
-        orientation=options["orientation"],
-        on_bad=options["on_bad_image"],
-    )
-    return QuantizeOptions(
-        model=model,
-        output=options["output"],
-        data=data,
-        weights=options["weights"],
-        num_classes=options["num_classes"],
-        prefer_ema=options["ema"],
-        recipe=options["recipe"],
-        bits=None if options.get("bits") is None else int(options["bits"]),
-        assignments=options["assignments"],
-        overrides={key: options[name] for name, key in _RECIPE_KEYS.items() if options.get(name) is not None},
-        device=options["device"],
-        workers=options["workers"],
-        keep=options.get("keep"),
-        resume=options["resume"],
-        force=options["force"],
-    )
-
-
-def eval_options(options: dict[str, Any]) -> tuple[EvalOptions, str | None]:
-    """The options of `eval` from what Click parsed, and its --data.
-
-    Raises:
-        InputError: a limit is NaN or infinite.
-    """
-    for name in ("max_drop", "max_float_drop"):
-        if options[name] is not None and not math.isfinite(options[name]):
-            raise InputError(f"--{name.replace('_', '-')} {options[name]} is no limit.", "give a number of points.")
-    limits = Limits(
-        max_drop=options["max_drop"],
-        max_flips=options["max_flips"],
-        max_float_drop=options["max_float_drop"],
-        allow_skip=options["allow_skip"],
-    )
-    wanted = EvalOptions(
-        batch_size=options["batch_size"],
-        code_images=options["code_images"],
-        reference_images=options["reference_images"],
-        engines=options["engines"] or None,
-        limits=limits,
-        on_bad=options["on_bad_image"],
-    )
-    return wanted, options["data"]
 
 
 def quantized(run: Path, result: QuantizeResult, warnings: Sequence[str], *, as_json: bool) -> None:
@@ -241,16 +159,6 @@ def _cells(stage: Stage) -> list[str]:
         "" if first else f"{stage.max_logit_difference:g}",
         "" if stage.images_per_second is None else f"{stage.images_per_second:,.0f}",
     ]
-
-
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        example = "0.485,0.456,0.406" if option == "--mean" else "0.229,0.224,0.225"
-        raise InputError(f"{option} {text} is not a list of numbers.", f"write {option} {example}") from error
 
 
 def _warn(sentences: Sequence[str]) -> None:

@@ -197,7 +197,7 @@ def settle_offset(function: str, shape: Shape, gain: float, read: CodeRange, wri
         exact = FUNCTIONS[function].exact(values, shape) * gain
         single = FUNCTIONS[function].values(torch.from_numpy(values).float(), shape).double().numpy() * gain
     finite = np.isfinite(exact)
-    exact, error = exact[finite], np.abs(single[finite] - exact[finite])
+    exact, single = exact[finite], single[finite]
     if exact.size == 0:
         return 0.0
     unit = math.ldexp(1.0, min(grid.exponent for grid in written)) / _OFFSETS_A_STEP
@@ -207,7 +207,10 @@ def settle_offset(function: str, shape: Shape, gain: float, read: CodeRange, wri
     safe_room = np.full(len(offsets), np.inf)
     for grid in written:
         step = math.ldexp(1.0, grid.exponent)
-        steps = (exact + offsets[:, None]) / step
+        # float32 may overflow where float64 does not: beyond the grid all values are alike
+        ends = (grid.low - 1) * step, (grid.high + 1) * step
+        inside, error = np.clip(exact, *ends), np.abs(np.clip(single, *ends) - np.clip(exact, *ends))
+        steps = (inside + offsets[:, None]) / step
         ties = np.clip(np.floor(steps), grid.low, grid.high - 1) + 0.5
         distance = np.abs(steps - ties)
         room = np.minimum(room, distance.min(1))

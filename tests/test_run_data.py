@@ -17,8 +17,11 @@ from faq_deploy.run_data import (
     data_facts,
     data_of_run,
     preprocessing_for,
+    preprocessing_in_words,
     reopen_data,
     reopen_validation,
+    trained_preprocessing,
+    training_images_warning,
 )
 
 IMAGENET = Preprocessing(resize=256, crop=224)
@@ -133,3 +136,42 @@ def test_folder_named_digits_is_not_the_data_set(tmp_path: Path, monkeypatch: py
     grey = Preprocessing(color="L", mean=(0.5,), std=(0.5,))
     images, _ = reopen_validation(facts, grey, tuple(str(i) for i in range(10)))
     assert len(images) == 449
+
+
+def test_preprocessing_in_words_names_every_step_that_is_taken() -> None:
+    assert preprocessing_in_words(IMAGENET) == (
+        "resize 256 (bilinear), center crop 224x224, RGB, mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
+    )
+    grey = Preprocessing(mean=(0.5,), std=(1.0,), color="L", scale=1.0, orientation="upright")
+    assert preprocessing_in_words(grey) == (
+        "no resize, no crop, grey, mean 0.5, std 1, pixels divided by 1, turned upright"
+    )
+
+
+def test_weights_remember_their_preprocessing_only_as_long_as_they_are_what_the_training_left(tmp_path: Path) -> None:
+    file, run = tmp_path / "float.pth", RunFolder(tmp_path)
+    file.write_bytes(b"weights")
+    assert trained_preprocessing(str(file)) is None
+    run.record("train", version="0.1.0", outputs=["float.pth"])  # by a version that did not write it down
+    assert trained_preprocessing(str(file)) is None
+    facts = {"preprocessing": PLAIN.model_dump(mode="json")}
+    run.record("train", version="0.1.0", outputs=["float.pth"], facts=facts)
+    assert trained_preprocessing(str(file)) == PLAIN
+    (tmp_path / "other.pth").write_bytes(b"weights")
+    for name in ("other.pth", "absent.pth", ""):
+        assert trained_preprocessing(str(tmp_path / name)) is None
+    assert trained_preprocessing("random") is None and trained_preprocessing(None) is None
+    file.write_bytes(b"others")
+    assert trained_preprocessing(str(file)) is None
+    (tmp_path / "manifest.json").write_text("{}")
+    assert trained_preprocessing(str(file)) is None
+
+
+def test_only_the_training_part_of_a_split_folder_is_warned_of(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for split in ("train", "val"):
+        folder(root / split, "a", "b")
+    facts = DataFacts(data=str(root), train_fraction=None, class_order=None, seed=0)
+    for place, warned in ((root / "train", True), (root / "val", False), (root, False)):
+        images, _ = reopen_validation(facts, PLAIN, ("a", "b"), str(place))
+        assert (training_images_warning(facts, images) is not None) == warned

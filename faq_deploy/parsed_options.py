@@ -1,0 +1,124 @@
+"""What Click parsed, as the options of the verbs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from engines.errors import InputError
+from faq_deploy.evaluate import EvalOptions
+from faq_deploy.gate import Limits
+from faq_deploy.new_run import QuantizeOptions
+from faq_deploy.run_data import DataOptions
+
+__all__ = ["eval_options", "numbers", "precisions", "training_options"]
+
+_RECIPE_KEYS: Final = {
+    "target": "target",
+    "cpu": "cpu",
+    "epochs": "training.epochs",
+    "lr": "training.lr",
+    "batch_size": "training.batch_size",
+    "seed": "training.seed",
+    "leaf": "layers.leaf",
+    "skip": "layers.skip",
+    "model_output": "layers.output",
+    "certify": "quantizer.certify",
+}
+
+
+def precisions(texts: Sequence[str]) -> tuple[int | None, dict[str, object]]:
+    """What --bits asks for: the precision of all, and `layers.bits` by pattern.
+
+    Raises:
+        InputError: neither 8, 4 nor PATTERN=N.
+    """
+    everywhere: int | None = None
+    patterns: dict[str, int] = {}
+    for text in texts:
+        pattern, equals, number = text.rpartition("=")
+        if not number.isdigit() or (not equals and number not in {"8", "4"}) or (equals and not pattern):
+            raise InputError(f"--bits {text} is not a precision.", "pass 8, 4, or PATTERN=N such as 'layer4.*=8'.")
+        if equals:
+            patterns[pattern] = int(number)
+        else:
+            everywhere = int(number)
+    return everywhere, {"layers.bits": patterns} if patterns else {}
+
+
+def training_options(model: str | None, options: dict[str, Any]) -> QuantizeOptions:
+    """The options of `quantize` and `train` from what Click parsed.
+
+    Raises:
+        InputError: --mean or --std isn't a list of numbers.
+    """
+    data = DataOptions(
+        data=options["data"],
+        train_fraction=options["train_fraction"],
+        class_order=options["class_order"],
+        resize=options["resize"],
+        crop=options["crop"],
+        mean=numbers("--mean", options["mean"]),
+        std=numbers("--std", options["std"]),
+        interpolation=options["interpolation"],
+        color=options["color"],
+        orientation=options["orientation"],
+        on_bad=options["on_bad_image"],
+    )
+    bits, of_layers = precisions(options.get("bits") or ())
+    return QuantizeOptions(
+        model=model,
+        output=options["output"],
+        data=data,
+        weights=options["weights"],
+        num_classes=options["num_classes"],
+        prefer_ema=options["ema"],
+        recipe=options["recipe"],
+        bits=bits,
+        assignments=options["assignments"],
+        overrides=of_layers
+        | {key: options[name] for name, key in _RECIPE_KEYS.items() if options.get(name) not in (None, ())},
+        device=options["device"],
+        workers=options["workers"],
+        keep=options.get("keep"),
+        resume=options["resume"],
+        force=options["force"],
+    )
+
+
+def eval_options(options: dict[str, Any]) -> tuple[EvalOptions, str | None]:
+    """The options of `eval` from what Click parsed, and its --data.
+
+    Raises:
+        InputError: a limit is NaN or infinite.
+    """
+    for name in ("max_drop", "max_float_drop"):
+        if options[name] is not None and not math.isfinite(options[name]):
+            raise InputError(f"--{name.replace('_', '-')} {options[name]} is no limit.", "give a number of points.")
+    limits = Limits(
+        max_drop=options["max_drop"],
+        max_flips=options["max_flips"],
+        max_float_drop=options["max_float_drop"],
+        allow_skip=options["allow_skip"],
+    )
+    wanted = EvalOptions(
+        batch_size=options["batch_size"],
+        code_images=options["code_images"],
+        reference_images=options["reference_images"],
+        engines=options["engines"] or None,
+        limits=limits,
+        on_bad=options["on_bad_image"],
+    )
+    return wanted, options["data"]
+
+
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """The numbers of `--mean` or `--std`, an InputError if they are none."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        example = "0.485,0.456,0.406" if option == "--mean" else "0.229,0.224,0.225"
+        raise InputError(f"{option} {text} is not a list of numbers.", f"write {option} {example}") from error

@@ -1,0 +1,123 @@
+"""What `inspect` prints: a table of the layers, what stays in float, and the warnings."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from engines.errors import InputError
+from faq_deploy.inspect import FloatRow, Inspection, InspectOptions, Share
+from faq_deploy.run_data import DataOptions
+
+__all__ = ["inspect_options", "inspected"]
+
+_WIDTH = 160  # of a pipe or a log
+
+
+def inspect_options(model: str, options: dict[str, Any]) -> InspectOptions:
+    """The options of `inspect` from what Click parsed.
+
+    Raises:
+        InputError: --input-size, --mean or --std can't be read.
+    """
+    data = DataOptions(
+        mean=parsed_options.numbers("--mean", options["mean"]),
+        std=parsed_options.numbers("--std", options["std"]),
+        color=options["color"],
+    )
+    overrides = {key: options[key] for key in ("target", "cpu") if options[key] is not None}
+    return InspectOptions(
+        model=model,
+        weights=options["weights"],
+        num_classes=options["num_classes"],
+        prefer_ema=options["ema"],
+        recipe=options["recipe"],
+        bits=None if options["bits"] is None else int(options["bits"]),
+        assignments=tuple(options["assignments"]),
+        overrides=overrides,
+        data=data,
+        input_size=_size(options["input_size"]),
+    )
+
+
+def inspected(found: Inspection, *, as_json: bool) -> None:
+    """Print what would be quantized: tables on stdout, warnings on stderr."""
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2))
+        return
+    _print(_layers(found))
+    if found.floats:
+        _print("")
+        _print(_floats(found.floats))
+    _print("")
+    for line in _summary(found):
+        _print(line)
+    for sentence in found.warnings:
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
+def _layers(found: Inspection) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("layer", "kind", "weight", "bits", "reads", "writes", "MACs", "where"):
+        right = column in {"bits", "MACs"}
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=column == "weight")
+    for row in found.layers:
+        bits = "float" if row.weight_bits is None else str(row.weight_bits)
+        where = "; ".join(filter(None, (row.source.rpartition(", ")[2], row.why_float)))
+        shape = "x".join(map(str, row.weight_shape))
+        table.add_row(row.name, row.kind, shape, bits, row.inputs, row.outputs, f"{row.macs:,}", where)
+    return table
+
+
+def _floats(rows: Iterable[FloatRow]) -> Table:
+    """One line a kind and reason: a net has the same block many times."""
+    groups: dict[tuple[str, str], list[FloatRow]] = {}
+    for row in rows:
+        groups.setdefault((row.kind, row.why), []).append(row)
+    table = Table(box=None, pad_edge=False)
+    for column in ("not in INT8 kernels", "nodes", "why", "the first"):
+        table.add_column(column, justify="right" if column == "nodes" else "left", overflow="fold")
+    for (kind, why), members in groups.items():
+        table.add_row(kind, str(len(members)), why, members[0].source or members[0].name)
+    return table
+
+
+def _summary(found: Inspection) -> list[str]:
+    size = "x".join(map(str, found.input_shape))
+    on = {"tensorrt": "TensorRT", "onnxruntime": f"onnxruntime (cpu {found.cpu})", "paper": "the paper's grids"}
+    kernels = "INT8" if found.bits == 8 or found.target != "tensorrt" else "INT8 (4-bit values in INT8 kernels)"
+    share = 100 * found.macs.int8 / found.macs.all if found.macs.all else 0.0
+    return [
+        f"{found.model} at {size}, {found.bits} bits, for {on[found.target]}",
+        f"MACs an image: {found.macs.all:,}, of which {share:.2f} % in {kernels}",
+        f"adds in INT8: {_of(found.adds)}; concats in INT8: {_of(found.concats)}",
+        f"{found.nodes} nodes, {found.quantizers} activation quantizers",
+        "s8: signed 8 bits, u7: unsigned 7 bits; accumulator: the sum goes into an add as it is",
+    ]
+
+
+def _of(share: Share) -> str:
+    return f"{share.int8} of {share.all}"
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not (height and width):
+        raise InputError(f"--input-size {text} is not a size.", "write --input-size 224, or 192x256 (height x width).")
+    return height, width
+
+
+def _print(thing: Table | str) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)  # a pipe or a log keeps every column
+    console.print(thing, soft_wrap=isinstance(thing, str), markup=False, highlight=False)

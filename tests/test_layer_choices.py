@@ -1,0 +1,93 @@
+"""Exceptions by name: parts in float, bits of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engines.errors import InputError
+from engines.ort import OrtRunner
+from engines.reference import ReferenceRunner
+from faq_deploy.export import export_onnx
+from faq_deploy.recipe import Recipe, override
+from faq_deploy.stored_net import StoredNet
+from tests.nets import Small, with_statistics
+from tests.quantized import images, make_recipe, quantized_net
+
+
+def net_with(target: str = "tensorrt", precision: int = 8, **layers: object) -> StoredNet:
+    recipe: Recipe = override(make_recipe(target, precision), {f"layers.{key}": value for key, value in layers.items()})
+    return quantized_net(with_statistics(Small()), recipe)
+
+
+def test_pattern_gives_a_layer_its_own_bits() -> None:
+    stored = net_with(precision=4, bits={"blocks.1.*": 8})
+    bits = {name: layer.grid.bits for name, layer in stored.net.weighted().items()}
+    assert bits == {
+        "stem": 8,
+        "blocks_0_conv1": 4,
+        "blocks_0_conv2": 4,
+        "blocks_1_down_0": 8,
+        "blocks_1_conv1": 8,
+        "blocks_1_conv2": 8,
+        "fc": 8,
+    }
+    activations = {name: q.grid.bits for name, q in stored.net.quantizers().items() if q.clip == "relu"}
+    assert activations == {
+        "relu": 4,
+        "blocks_0_relu": 4,
+        "blocks_0_relu_1": 4,
+        "blocks_1_relu": 7,  # unsigned: half of signed INT8
+        "blocks_1_relu_1": 7,
+    }
+
+
+def test_first_matching_pattern_counts() -> None:
+    stored = net_with(bits={"blocks.0.conv1": 3, "blocks.*": 5})
+    layers = stored.net.weighted()
+    assert [layers[n].grid.bits for n in ("blocks_0_conv1", "blocks_0_conv2", "blocks_1_conv2")] == [3, 5, 5]
+    assert int(layers["blocks_0_conv1"].weight_codes().abs().max()) == 3
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("choice", [{"skip": ["blocks.0.conv2"]}, {"leaf": ["blocks.0"]}])
+def test_float_parts_keep_their_weights_and_run_everywhere(
+    choice: dict[str, object], target: str, tmp_path: Path
+) -> None:
+    stored = net_with(target, **choice)
+    layer = stored.net.layers["blocks_0_conv2"]
+    weight, _ = layer.constants()  # type: ignore[operator]
+    folded, _ = layer.folded()  # type: ignore[operator]
+    assert torch.equal(weight, folded)
+    data = images(4).numpy()
+    path = tmp_path / "model.onnx"
+    result = export_onnx(stored, path, data, versions={}, checkpoint_sha256="")
+    assert any("layers stay in float" in warning for warning in result.warnings)
+    with torch.inference_mode():
+        wanted = stored.net(torch.from_numpy(data)).numpy()
+    for runner in (ReferenceRunner(path), OrtRunner(path)):
+        assert np.abs(runner(data) - wanted).max() < 0.05 * np.abs(wanted).max()
+        runner.close()
+
+
+def test_leaf_holds_no_quantizer() -> None:
+    inside = [name for name in net_with(leaf=["blocks.0"]).net.quantizers() if name.startswith("blocks_0")]
+    assert inside == ["blocks_0_relu_1"]  # the ReLU at its end, which integer layers read
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"leaf": ["blocks.7"]}, "--leaf blocks.7: nothing in the model has that name"),
+        ({"skip": ["head.*"]}, "--skip head.*: nothing in the model has that name"),
+        ({"bits": {"nowhere": 4}}, "--bits nowhere: nothing in the model has that name"),
+    ],
+)
+def test_name_that_matches_nothing_is_refused(choice: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        net_with(**choice)
+    assert caught.value.what.startswith(words)
+    assert caught.value.remedy
