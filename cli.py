@@ -8,6 +8,7 @@ from pathlib import Path
 import rich_click as click
 
 from faq_deploy.cli_errors import ErrorGroup
+from faq_deploy.cli_inspect import inspect_options
 from faq_deploy.cli_options import build_options, eval_options, float_options, training_options
 
 __all__ = ["main"]
@@ -37,6 +38,27 @@ def main() -> None:
     from engines.notices import show_warnings
 
     show_warnings()
+
+
+@main.command()
+@click.argument("model")
+@inspect_options
+def inspect(model: str, as_json: bool, **options: object) -> None:
+    """Say what `quantize` would make of MODEL: layers, bits, MACs, what stays in float and why. Needs no data.
+
+    MODEL is as for `quantize`; without weights it gets random ones.
+
+    \b
+    Examples:
+      faq-deploy inspect torchvision:mobilenet_v3_small
+      faq-deploy inspect my_net.py:build --input-size 192x256 --bits 4
+      faq-deploy inspect timm:efficientnet_b0 --target onnxruntime --json
+    """
+    from faq_deploy import show_inspect
+    from faq_deploy.inspect import inspect_model
+
+    wanted, input_size = show_inspect.inspect_options(model, options)
+    show_inspect.inspected(inspect_model(wanted, input_size), as_json=as_json)
 
 
 @main.command()

@@ -7,6 +7,8 @@ from typing import Any, Final, TypeVar
 
 import rich_click as click
 
+from faq_deploy.cli_options import bits_option, layer_options
+
 __all__ = ["inspect_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -22,11 +24,12 @@ _DECORATORS: Final = (
     click.option("--mean", metavar="M[,M,M]", help="Channel means, of pixels scaled to 0..1."),
     click.option("--std", metavar="S[,S,S]", help="Channel standard deviations."),
     click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`; by default the one of --bits."),
-    click.option("--bits", type=click.Choice(["8", "4"]), help="Precision of weights and activations.  [default: 8]"),
+    bits_option,
     click.option(
         "--target", type=click.Choice(["tensorrt", "onnxruntime", "paper"]), help="Whose grids.  [default: tensorrt]"
     ),
     click.option("--cpu", type=click.Choice(["any", "vnni"]), help="Which x86 CPUs target onnxruntime is exact on."),
+    layer_options,
     click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any other value of the recipe."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
 )

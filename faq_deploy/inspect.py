@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -20,12 +19,9 @@ from faq_deploy.net import QuantizedNet
 from faq_deploy.new_run import QuantizeOptions, make_recipe
 from faq_deploy.recipe import Recipe, resolved
 from faq_deploy.rewrite import rewrite
-from faq_deploy.run_data import DataOptions, preprocessing_for, trained_preprocessing
+from faq_deploy.run_data import preprocessing_for, trained_preprocessing
 
-__all__ = ["FloatRow", "InspectOptions", "Inspection", "LayerRow", "Share", "inspect_model", "inspect_net"]
-
-_SEED: Final = 0
-_CHANNELS: Final = {"RGB": 3, "L": 1}
+__all__ = ["FloatRow", "Inspection", "LayerRow", "Share", "inspect_model", "inspect_net"]
 
 # Why a node computes in float between codes although the user did not ask for it.
 _FLOAT_KINDS: Final = {
@@ -38,26 +34,6 @@ _FLOAT_KINDS: Final = {
     "avg_pool": "sum of codes and one division",
     "global_avg_pool": "sum of codes and one division",
 }
-
-
-@dataclass(frozen=True)
-class InspectOptions:
-    """What the command line of `inspect` says; see `QuantizeOptions` for those that both have.
-
-    Attributes:
-        input_size: of the images, height and width in pixels; None takes the crop of the preprocessing.
-    """
-
-    model: str
-    weights: str | None = None
-    num_classes: int | None = None
-    prefer_ema: bool = False
-    recipe: str | None = None
-    bits: int | None = None
-    assignments: tuple[str, ...] = ()
-    overrides: dict[str, object] = field(default_factory=dict)
-    data: DataOptions = field(default_factory=DataOptions)
-    input_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,31 +119,37 @@ class Inspection:
         return dataclasses.asdict(self)
 
 
-def inspect_model(options: InspectOptions) -> Inspection:
+def inspect_model(options: QuantizeOptions, input_size: tuple[int, int] | None = None) -> Inspection:
     """Load and rewrite a model as `quantize` would, and say what became of it; needs neither data nor weights.
+
+    Args:
+        options: of `quantize`; those about data and training don't matter.
+        input_size: of the images, height and width in pixels; None takes the crop that the weights want.
 
     Raises:
         InputError: as in `quantize`: a wrong argument, or a part of the model that can't be quantized (attention, an
             unsupported op), with its place.
         CannotRunHere: a package that the model needs is not installed.
     """
-    recipe = _recipe(options)
+    if not options.model:
+        raise InputError("No MODEL was named.", "name one, such as torchvision:resnet18 or my_net.py:build.")
+    recipe = resolved(make_recipe(options), options.model)
     loaded = load_model(
         options.model,
         options.weights,
         num_classes=options.num_classes,
         allow_random=True,
         prefer_ema=options.prefer_ema,
-        seed=_SEED,
+        seed=recipe.training.seed,
     )
     trained = trained_preprocessing(options.weights) or loaded.preprocessing
     preprocessing = preprocessing_for(options.data, trained)
     shape = preprocessing.input_shape
-    if options.input_size is not None:
-        shape = (_CHANNELS[preprocessing.color], *options.input_size)
+    if input_size is not None:
+        shape = (len(preprocessing.mean), *input_size)
     if shape is None:
         raise InputError("The size of the images is not known.", "pass --input-size, such as 224 or 192x256.")
-    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(_SEED))
+    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(recipe.training.seed))
     net = rewrite(loaded.module, example, recipe)
     never_negative = all(mean <= 0 for mean in preprocessing.mean)
     return inspect_net(net, recipe, options.model, images_never_negative=never_negative)
@@ -201,19 +183,6 @@ def inspect_net(net: QuantizedNet, recipe: Recipe, model: str, *, images_never_n
         quantizers=len(net.quantizers()),
         warnings=tuple(warnings_about(view, recipe, images_never_negative=images_never_negative)),
     )
-
-
-def _recipe(options: InspectOptions) -> Recipe:
-    wanted = QuantizeOptions(
-        model=options.model,
-        output=Path(),
-        data=options.data,
-        recipe=options.recipe,
-        bits=options.bits,
-        assignments=options.assignments,
-        overrides=options.overrides,
-    )
-    return resolved(make_recipe(wanted), options.model)
 
 
 def _layer(view: NetView, node: Node) -> LayerRow:

@@ -6,44 +6,42 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 from engines.errors import InputError
-from faq_deploy.inspect import FloatRow, Inspection, InspectOptions, Share
-from faq_deploy.run_data import DataOptions
+from faq_deploy import parsed_options
+from faq_deploy.inspect import FloatRow, Inspection, Share
+from faq_deploy.new_run import QuantizeOptions
 
 __all__ = ["inspect_options", "inspected"]
 
-_WIDTH = 160  # of a pipe or a log
+_WIDTH: Final = 160  # of a pipe or a log
+
+# `quantize` has these options and `inspect` has not: it reads no data and makes no run.
+_NOT_ASKED: Final[dict[str, Any]] = {
+    **dict.fromkeys(("data", "train_fraction", "class_order", "resize", "crop", "interpolation", "orientation")),
+    "on_bad_image": "error",
+    "output": Path(),
+    "device": "cpu",
+    "workers": 0,
+    "resume": False,
+    "force": False,
+}
 
 
-def inspect_options(model: str, options: dict[str, Any]) -> InspectOptions:
-    """The options of `inspect` from what Click parsed.
+def inspect_options(model: str, options: dict[str, Any]) -> tuple[QuantizeOptions, tuple[int, int] | None]:
+    """The options of `inspect` from what Click parsed, and its --input-size.
 
     Raises:
         InputError: --input-size, --mean or --std can't be read.
     """
-    data = DataOptions(
-        mean=parsed_options.numbers("--mean", options["mean"]),
-        std=parsed_options.numbers("--std", options["std"]),
-        color=options["color"],
-    )
-    overrides = {key: options[key] for key in ("target", "cpu") if options[key] is not None}
-    return InspectOptions(
-        model=model,
-        weights=options["weights"],
-        num_classes=options["num_classes"],
-        prefer_ema=options["ema"],
-        recipe=options["recipe"],
-        bits=None if options["bits"] is None else int(options["bits"]),
-        assignments=tuple(options["assignments"]),
-        overrides=overrides,
-        data=data,
-        input_size=_size(options["input_size"]),
-    )
+    options = dict(options)
+    size = _size(options.pop("input_size"))
+    return parsed_options.training_options(model, {**_NOT_ASKED, **options}), size
 
 
 def inspected(found: Inspection, *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from engines.errors import InputError
 from faq_deploy.graph import Graph, Node, Setting
 
 __all__ = ["simplify"]
@@ -27,10 +28,18 @@ def simplify(graph: Graph, state: State) -> tuple[Graph, State]:
 
     Returns:
         The simpler graph and its parameters.
+
+    Raises:
+        InputError: padding with -inf that no max pool takes over.
     """
     kept = dict(state)
     for rewrite in (_merge_pads, _name_gated, _merge_affines, _join_channels):
         graph = _without_dead(rewrite(graph, kept))
+    lowest = next((n for n in graph if n.kind == "pad" and n.settings["mode"] == "lowest"), None)
+    if lowest is not None:
+        raise InputError(
+            f"{lowest.describe()} pads with -inf other than for one max pool.", "pad with zeros, or inside the pool."
+        )
     names = {node.name for node in graph}
     return graph, {key: tensor for key, tensor in kept.items() if key.partition(".")[0] in names}
 

@@ -235,18 +235,24 @@ CONSTRUCTS: Final[dict[str, Callable[[], nn.Module]]] = {
     "padding same": _around(
         lambda s, x: s.m["b"](F.relu(s.m["a"](x))), a=nn.Conv2d(8, 8, 4, padding="same"), b=nn.Conv2d(8, 8, 2)
     ),
-    "padding reflect": _around(
-        lambda s, x: s.m["a"](x), a=nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
-    ),
-    "padding replicate": _around(
-        lambda s, x: s.m["a"](x), a=nn.Conv2d(8, 8, 3, padding=1, padding_mode="replicate")
+    "padding reflect": _around(lambda s, x: s.m["a"](x), a=nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")),
+    "padding replicate": _around(lambda s, x: s.m["a"](x), a=nn.Conv2d(8, 8, 3, padding=1, padding_mode="replicate")),
+    "negative pad": _around(lambda s, x: s.m["a"](F.pad(x, (-1, 1, 0, -2))), a=nn.Conv2d(8, 8, 3, 2)),
+    "softmax of two": _around(
+        lambda s, x: (lambda p: x * p[:, 0] + s.m["b"](x) * p[:, 1])(
+            s.m["a"](x.mean((2, 3), keepdim=True)).view(x.shape[0], 2, 8, 1, 1).softmax(1)
+        ),
+        a=_conv(8, 16, 1),
+        b=_conv(),
     ),
     "asymmetric pad": _around(lambda s, x: s.m["a"](F.pad(x, (0, 1, 2, 1))), a=nn.Conv2d(8, 8, 3, 2)),
-    "zero pad module": _around(lambda s, x: s.m["a"](s.m["p"](x)), p=nn.ZeroPad2d((0, 1, 0, 1)), a=nn.Conv2d(8, 8, 3, 2)),
-    "pad read twice": _around(lambda s, x: F.max_pool2d(y := F.pad(x, (1, 1, 1, 1)), 2) + s.m["a"](y), a=nn.Conv2d(8, 8, 2, 2)),
-    "conv1d": _around(
-        lambda s, x: s.m["a"](x.flatten(2)).relu().mean(2), a=nn.Conv1d(8, 6, 3, padding=1)
+    "zero pad module": _around(
+        lambda s, x: s.m["a"](s.m["p"](x)), p=nn.ZeroPad2d((0, 1, 0, 1)), a=nn.Conv2d(8, 8, 3, 2)
     ),
+    "pad read twice": _around(
+        lambda s, x: F.max_pool2d(y := F.pad(x, (1, 1, 1, 1)), 2) + s.m["a"](y), a=nn.Conv2d(8, 8, 2, 2)
+    ),
+    "conv1d": _around(lambda s, x: s.m["a"](x.flatten(2)).relu().mean(2), a=nn.Conv1d(8, 6, 3, padding=1)),
     "conv1d over channels": _around(
         lambda s, x: x * torch.sigmoid(s.m["a"](x.mean((2, 3)).unsqueeze(1)).transpose(1, 2).unsqueeze(3)),
         a=nn.Conv1d(1, 1, 3, padding=1),
@@ -263,7 +269,9 @@ CONSTRUCTS: Final[dict[str, Callable[[], nn.Module]]] = {
     "transposed without norm": _around(
         lambda s, x: F.relu(s.m["t"](x, output_size=[33, 32])), t=nn.ConvTranspose2d(8, 4, 2, 2)
     ),
-    "norm without affine": _around(lambda s, x: F.relu(s.m["n"](s.m["a"](x))), a=_conv(), n=nn.BatchNorm2d(8, affine=False)),
+    "norm without affine": _around(
+        lambda s, x: F.relu(s.m["n"](s.m["a"](x))), a=_conv(), n=nn.BatchNorm2d(8, affine=False)
+    ),
     "norm before relu before conv": _around(_norm_then_relu, norm=nn.BatchNorm2d(8), conv=_conv()),
     "norm after linear": _around(
         lambda s, x: F.relu(s.m["n"](s.m["l"](x.mean((2, 3))))), l=nn.Linear(8, 6), n=nn.BatchNorm1d(6)
@@ -335,9 +343,7 @@ CONSTRUCTS: Final[dict[str, Callable[[], nn.Module]]] = {
     "dropout": _around(lambda s, x: s.m["a"](s.m["d"](F.dropout2d(x, 0.1, s.training))), a=_conv(), d=nn.Dropout(0.2)),
     "expand": _around(lambda s, x: x * s.m["a"](x.mean((2, 3), keepdim=True)).expand_as(x), a=_conv(kernel=1)),
     "permuted back": _around(lambda s, x: s.m["a"](x.permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2)), a=_conv()),
-    "weight norm": _around(
-        lambda s, x: F.relu(s.m["a"](x)), a=torch.nn.utils.parametrizations.weight_norm(_conv())
-    ),
+    "weight norm": _around(lambda s, x: F.relu(s.m["a"](x)), a=torch.nn.utils.parametrizations.weight_norm(_conv())),
     "spectral norm": _around(
         lambda s, x: F.relu(s.m["a"](x)), a=torch.nn.utils.parametrizations.spectral_norm(_conv())
     ),

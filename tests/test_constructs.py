@@ -38,7 +38,7 @@ def trained_a_step(stored: StoredNet, data: torch.Tensor) -> None:
     """One step of SGD on made-up labels; every parameter gets a finite gradient."""
     net = stored.net.train()
     net.refresh()
-    F.cross_entropy(net(data), torch.arange(len(data)) % 5).backward()
+    torch.autograd.backward(F.cross_entropy(net(data), torch.arange(len(data)) % 5))
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name

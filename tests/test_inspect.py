@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engines.errors import InputError
-from faq_deploy.inspect import Inspection, InspectOptions, Share, inspect_model, inspect_net
+from faq_deploy.inspect import Inspection, Share, inspect_model, inspect_net
 from faq_deploy.recipe import override, resolved
 from faq_deploy.rewrite import rewrite
 from faq_deploy.run_data import DataOptions
@@ -59,6 +59,10 @@ def inspected(model: nn.Module, choices: dict[str, object] | None = None, exampl
     return inspect_net(rewrite(model.eval(), example, recipe), recipe, "a model")
 
 
+def options(model: str, **choices: object) -> QuantizeOptions:
+    return QuantizeOptions(model, Path(), DataOptions(**choices))  # type: ignore[arg-type]
+
+
 def said(found: Inspection, word: str) -> str:
     (sentence,) = [warning for warning in found.warnings if word in warning]
     return sentence
@@ -66,7 +70,7 @@ def said(found: Inspection, word: str) -> str:
 
 @pytest.fixture(scope="module")
 def resnet18() -> Inspection:
-    return inspect_model(InspectOptions("torchvision:resnet18"))
+    return inspect_model(options("torchvision:resnet18"))
 
 
 def test_resnet18_has_its_1814073344_macs_all_in_int8(resnet18: Inspection) -> None:
@@ -176,15 +180,14 @@ def test_what_engines_do_badly_is_said_once_with_the_layers_name(layer: nn.Modul
 
 
 def test_pixels_that_are_never_negative_waste_a_bit_of_the_image() -> None:
-    data = DataOptions(mean=(0.0,), std=(1 / 255,))
-    found = inspect_model(InspectOptions("builtin:digits-resnet", data=data))
+    found = inspect_model(options("builtin:digits-resnet", mean=(0.0,), std=(1 / 255,)))
     assert "half of the codes are never used" in said(found, "pixels")
-    assert inspect_model(InspectOptions("builtin:digits-resnet")).warnings == ()
+    assert inspect_model(options("builtin:digits-resnet")).warnings == ()
 
 
 def test_the_size_of_the_images_can_be_given() -> None:
-    square = inspect_model(InspectOptions("builtin:digits-resnet"))
-    wide = inspect_model(InspectOptions("builtin:digits-resnet", input_size=(8, 16)))
+    square = inspect_model(options("builtin:digits-resnet"))
+    wide = inspect_model(options("builtin:digits-resnet"), (8, 16))
     assert (square.input_shape, wide.input_shape) == ((1, 8, 8), (1, 8, 16))
     head = 48 * 10
     assert wide.macs.all - head == 2 * (square.macs.all - head)
@@ -205,7 +208,7 @@ def test_attention_is_refused_with_its_place(tmp_path: Path) -> None:
     """
     (tmp_path / "net.py").write_text(textwrap.dedent(code))
     with pytest.raises(InputError, match="attention is not supported"):
-        inspect_model(InspectOptions(f"{tmp_path}/net.py:Net", input_size=(16, 16)))
+        inspect_model(options(f"{tmp_path}/net.py:Net"), (16, 16))
 
 
 def test_the_result_is_json() -> None:

@@ -18,13 +18,13 @@ from tests.nets import Small, with_statistics
 from tests.quantized import images, make_recipe, quantized_net
 
 
-def net_with(target: str = "tensorrt", precision: int = 8, **layers: object) -> StoredNet:
+def net_with(layers: dict[str, object], target: str = "tensorrt", precision: int = 8) -> StoredNet:
     recipe: Recipe = override(make_recipe(target, precision), {f"layers.{key}": value for key, value in layers.items()})
     return quantized_net(with_statistics(Small()), recipe)
 
 
 def test_pattern_gives_a_layer_its_own_bits() -> None:
-    stored = net_with(precision=4, bits={"blocks.1.*": 8})
+    stored = net_with({"bits": {"blocks.1.*": 8}}, precision=4)
     bits = {name: layer.grid.bits for name, layer in stored.net.weighted().items()}
     assert bits == {
         "stem": 8,
@@ -46,7 +46,7 @@ def test_pattern_gives_a_layer_its_own_bits() -> None:
 
 
 def test_first_matching_pattern_counts() -> None:
-    stored = net_with(bits={"blocks.0.conv1": 3, "blocks.*": 5})
+    stored = net_with({"bits": {"blocks.0.conv1": 3, "blocks.*": 5}})
     layers = stored.net.weighted()
     assert [layers[n].grid.bits for n in ("blocks_0_conv1", "blocks_0_conv2", "blocks_1_conv2")] == [3, 5, 5]
     assert int(layers["blocks_0_conv1"].weight_codes().abs().max()) == 3
@@ -57,7 +57,7 @@ def test_first_matching_pattern_counts() -> None:
 def test_float_parts_keep_their_weights_and_run_everywhere(
     choice: dict[str, object], target: str, tmp_path: Path
 ) -> None:
-    stored = net_with(target, **choice)
+    stored = net_with(choice, target)
     layer = stored.net.layers["blocks_0_conv2"]
     weight, _ = layer.constants()  # type: ignore[operator]
     folded, _ = layer.folded()  # type: ignore[operator]
@@ -74,7 +74,7 @@ def test_float_parts_keep_their_weights_and_run_everywhere(
 
 
 def test_leaf_holds_no_quantizer() -> None:
-    inside = [name for name in net_with(leaf=["blocks.0"]).net.quantizers() if name.startswith("blocks_0")]
+    inside = [name for name in net_with({"leaf": ["blocks.0"]}).net.quantizers() if name.startswith("blocks_0")]
     assert inside == ["blocks_0_relu_1"]  # the ReLU at its end, which integer layers read
 
 
@@ -88,6 +88,6 @@ def test_leaf_holds_no_quantizer() -> None:
 )
 def test_name_that_matches_nothing_is_refused(choice: dict[str, object], words: str) -> None:
     with pytest.raises(InputError) as caught:
-        net_with(**choice)
+        net_with(choice)
     assert caught.value.what.startswith(words)
     assert caught.value.remedy

@@ -36,7 +36,7 @@ def fitting(name: str, read: CodeRange, gain: float, finer: int) -> CodeRange:
     return CodeRange(exponent, -128, 127)
 
 
-@settings(deadline=None, max_examples=4000)
+@settings(deadline=None, max_examples=300)
 @given(
     st.sampled_from(sorted(FUNCTIONS)),
     st.integers(-9, 0),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from faq_deploy.graph import Kind
+from faq_deploy.graph import Kind, Setting
 from faq_deploy.layout import Value
 from faq_deploy.tracing import operation
 from faq_deploy.walk import Handler, Walk, unsupported
@@ -115,8 +115,32 @@ def _fits(value: Value, *tensors: Tensor) -> bool:
     return all(size in (1, have) for t in tensors for size, have in zip(t.shape[1:], value.shape, strict=True))
 
 
+def _softmax(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
+    """A softmax of two is a pair of sigmoids of their difference (selective kernels, split attention)."""
+    value = walk.value(arguments["self"])
+    dim = int(arguments["dim"]) % value.rank
+    axis = value.axis(dim)
+    if axis == 0 or value.shape[axis - 1] != 2:
+        raise unsupported(node, "a softmax of other than two")
+    shape = tuple(1 if at == axis else size for at, size in enumerate(value.shape, start=1))
+    halves = [
+        value.with_tensor(
+            walk.emit(node, "slice", (value.name,), {"axis": axis, "start": i, "end": i + 1, "step": 1}), shape
+        )
+        for i in range(2)
+    ]
+    gates = []
+    for first, second in (halves, halves[::-1]):
+        difference = binary(walk, node, "sub", first, second)
+        settings: dict[str, Setting] = {"function": "sigmoid", "alpha": None, "low": None, "high": None, "gain": 1.0}
+        gates.append(walk.emit(node, "unary", (difference.name,), settings))
+    name = walk.emit(node, "cat", tuple(gates), {} if axis == 1 else {"axis": axis})
+    walk.values[node] = value.with_tensor(name, value.shape)
+
+
 ARITHMETIC: Final[dict[str, Handler]] = {
     **dict.fromkeys(("add", "sub", "rsub"), _add),
     "mul": _mul,
     "div": _div,
+    **dict.fromkeys(("softmax", "_softmax"), _softmax),
 }

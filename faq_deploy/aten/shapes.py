@@ -222,9 +222,15 @@ def _pad(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
     if not any(given):
         walk.put(node, source)
         return
-    if min(given) < 0:
-        raise unsupported(node, "padding with negative sizes")
-    walk.put(node, walk.emit(node, "pad", (source,), {"pads": begins + ends, "mode": mode}))
+    pads = [max(size, 0) for size in begins + ends]
+    if any(pads):
+        source = walk.emit(node, "pad", (source,), {"pads": pads, "mode": mode})
+    for axis, (begin, end) in enumerate(zip(begins, ends, strict=True), start=1):
+        if begin < 0 or end < 0:  # a negative size crops
+            start = max(-begin, 0)
+            stop = start + walk.shape(node)[axis - 1]
+            source = walk.emit(node, "slice", (source,), {"axis": axis, "start": start, "end": stop, "step": 1})
+    walk.put(node, source)
 
 
 SHAPES: Final[dict[str, Handler]] = {
