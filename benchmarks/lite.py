@@ -33,10 +33,8 @@ from engines.preprocess import Preprocessing
 from faq_deploy.calibrate import calibrate
 from faq_deploy.correction import correct, correctable, corrects
 from faq_deploy.data import Splits, calibration_indices, open_data
-from faq_deploy.fixed_point import FixedPoint
 from faq_deploy.net import QuantizedNet
-from faq_deploy.products import Convolution
-from faq_deploy.recipe import Recipe, load_recipe, override
+from faq_deploy.recipe import load_recipe, override
 from faq_deploy.rewrite import rewrite
 
 __all__ = ["main"]
@@ -53,6 +51,13 @@ _METHODS: Final[Mapping[str, Mapping[str, object]]] = {
     "analytic": {"calibration.bias_correction": "analytic"},
     "empirical": {"calibration.bias_correction": "empirical"},
     "compensated": {"calibration.weight_rounding": "compensated"},
+}
+
+# by name of the module, as --bits takes them: the first layer is _conv_stem, the last one _fc
+_BITS: Final[Mapping[str, Mapping[str, int]]] = {
+    "8": {},
+    "4": {"*_conv": 4, "_conv_head": 4},
+    "4/8": {"*_expand_conv": 4, "*_project_conv": 4, "_conv_head": 4},
 }
 
 
@@ -129,27 +134,18 @@ def _quantized(model: nn.Module, splits: Splits, case: _Case) -> QuantizedNet:
         "quantizer.weight_rule": "mse",
         "calibration.batches": 4,
         "calibration.batch_size": _BATCH,
+        "layers.bits": _BITS[case.weights],
         **_METHODS[case.method],
     }
     recipe = correctable(override(load_recipe("faq-8bit"), values))
     section = recipe.calibration
     indices = calibration_indices(splits.train.labels, section.batches * section.batch_size, recipe.training.seed)
-    net = _rewritten(model, splits, case, recipe)
+    example = next(iter(batches(splits.train, np.arange(2), 2))).images
+    net = rewrite(model, torch.from_numpy(example), recipe)
     calibrate(net, (torch.from_numpy(b.images) for b in batches(splits.train, indices, _BATCH)), section, recipe.target)
     if corrects(section):
         few = batches(splits.train, indices[: section.correction_images], _TOGETHER)
         correct(net, (torch.from_numpy(b.images) for b in few), section)
-    return net
-
-
-def _rewritten(model: nn.Module, splits: Splits, case: _Case, recipe: Recipe) -> QuantizedNet:
-    example = next(iter(batches(splits.train, np.arange(2), 2))).images
-    net = rewrite(model, torch.from_numpy(example), recipe)
-    if case.weights != "8":
-        for layer in list(net.weighted().values())[1:-1]:
-            depthwise = isinstance(layer.product, Convolution) and layer.product.groups > 1
-            if case.weights == "4" or not depthwise:
-                layer.grid = FixedPoint(4, signed=True, narrow=True)
     return net
 
 

@@ -102,7 +102,9 @@ def measure(network: str, bits: int, images: Path, folder: Path) -> Measured:
     with _timed(seconds, "build"):
         engines = build_engines(run, ["tensorrt-rtx"], SMS, Profile(), version=__version__)
     with _timed(seconds, "eval"):
-        limits = EvalOptions(code_images=_EVALUATED, reference_images=_EVALUATED, limits=Limits(allow_skip=True))
+        limits = EvalOptions(
+            batch_size=_EVALUATED, code_images=_EVALUATED, reference_images=_EVALUATED, limits=Limits(allow_skip=True)
+        )
         report = verbs.evaluate_verb(run, limits, None, lambda done, all_: None)
     stored = load_net(run / "quantized.pt")
     found = inspect_net(stored.net, stored.recipe, network)

@@ -132,7 +132,10 @@ def attempt(model: str, family: str, targets: Sequence[str]) -> Trial:
     images = torch.randn(_CALIBRATION, channels, size, size, generator=torch.Generator().manual_seed(1))
     _wake(net)
     settle(net, images)
-    outcomes = {target: _outcome(net, images, target) for target in targets}
+    outcomes: dict[str, Outcome] = {}
+    for target in targets:
+        refused = next((o for o in outcomes.values() if o.status == "refused"), None)
+        outcomes[target] = refused or _outcome(net, images, target)  # the model is refused, whatever the target
     return Trial(model, family, size, parameters, peak_mib(), outcomes)
 
 

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from google.protobuf.message import EncodeError
+
 from engines import engine_manifest
 from engines.engine_manifest import EngineManifest
 from engines.errors import InputError
+from engines.external_data import sha256_with_data
 from engines.files import atomic_path, sha256_of
 from engines.host import Host, RuntimeName, same_version
 from engines.onnx_facts import OnnxFacts
 from engines.ort import OrtRunner
 from engines.profile import Profile
+from engines.qdq_graph import load_model
 from engines.tensorrt import BuiltEngine, build_rtx, build_tensorrt
 
 __all__ = ["WantedEngine", "build", "kept"]
@@ -115,12 +119,24 @@ def _copy_onnx(facts: OnnxFacts, engine: Path) -> str:
     """onnxruntime reads ONNX itself: its engine is the file, once a session with all optimizations has taken it."""
     OrtRunner(facts.path).close()
     with atomic_path(engine) as temporary:
-        shutil.copyfile(facts.path, temporary)
-        if sha256_of(temporary) != facts.sha256:
+        if facts.data:  # one file for both, which can't be parted again
+            temporary.write_bytes(_in_one_file(facts))
+        else:
+            shutil.copyfile(facts.path, temporary)
+        if sha256_with_data(facts.path if facts.data else temporary, facts.data) != facts.sha256:
             raise InputError(f"{facts.path} was changed during the build.", "build again.")
     import onnxruntime
 
     return str(onnxruntime.__version__)
+
+
+def _in_one_file(facts: OnnxFacts) -> bytes:
+    try:
+        return bytes(load_model(facts.path).SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise InputError(
+            f"{facts.path} and its weights are more than one ONNX file can hold (2 GiB).", "give a smaller model."
+        ) from error
 
 
 def _notes(wanted: WantedEngine, facts: OnnxFacts) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from engines.errors import InputError
-from engines.files import sha256_of
+from engines.external_data import data_files, sha256_with_data
 
 __all__ = ["OnnxFacts", "read"]
 
@@ -22,11 +22,12 @@ class OnnxFacts:
 
     Args:
         path: the file.
-        sha256: of its bytes.
+        sha256: of its bytes, and of its data files where it keeps weights in other files.
         target: "tensorrt", "onnxruntime" or "paper" for our files; None for others.
         bits: 8 or 4 for our files; None for others.
         inputs: shape of each input by name; -1 for a size that the file leaves open.
         unsigned_node: name of the first quantize or dequantize node with a uint8 zero point, if there is one.
+        data: the other files that hold its weights.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class OnnxFacts:
     bits: int | None
     inputs: Mapping[str, tuple[int, ...]]
     unsigned_node: str | None
+    data: tuple[Path, ...] = ()
 
 
 def read(path: Path) -> OnnxFacts:
@@ -47,7 +49,7 @@ def read(path: Path) -> OnnxFacts:
         Its facts.
 
     Raises:
-        InputError: the file is missing, is no ONNX file, was cut short, or keeps its weights in another file.
+        InputError: the file, or one with its weights, is missing or was cut short, or is no ONNX file.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist.", "name an ONNX file that `faq-deploy export` wrote.")
@@ -57,23 +59,19 @@ def read(path: Path) -> OnnxFacts:
         raise _not_onnx(path) from error
     if not model.graph.node or not model.graph.output:
         raise _not_onnx(path)
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise InputError(
-                f"{path} keeps the weights {tensor.name!r} in another file, which an engine's record can't cover.",
-                "save the model as one file (`onnx.save(onnx.load(PATH), PATH)`) and build again.",
-            )
+    data = data_files(model, path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     recipe = _json(metadata.get("faq_deploy.recipe"))
     target = _json(metadata.get("faq_deploy.target"))
     bits = recipe.get("bits") if isinstance(recipe, dict) else None
     return OnnxFacts(
         path=path,
-        sha256=sha256_of(path),
+        sha256=sha256_with_data(path, data),
         target=target if isinstance(target, str) else None,
         bits=bits if isinstance(bits, int) else None,
         inputs=_inputs(model.graph),
         unsigned_node=_unsigned_node(model.graph),
+        data=data,
     )
 
 

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from engines.errors import InputError
+from engines.external_data import data_files
 
 __all__ = [
     "Attribute",
@@ -90,7 +91,8 @@ def load_model(path: Path) -> onnx.ModelProto:
         The model with all its weights in memory.
 
     Raises:
-        InputError: the file is missing, is not ONNX, is cut off, or its external data cannot be read.
+        InputError: the file is missing, is not ONNX, is cut off, or its external data is missing, cut off, or outside
+            its folder.
     """
     again = "export it again with `faq-deploy export`, or copy the whole file."
     try:
@@ -99,8 +101,9 @@ def load_model(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} is not an ONNX file, or is cut off.", again) from error
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror or error}.", again) from error
+    data_files(model, path)
     try:
-        onnx.load_external_data_for_model(model, str(path.parent))  # refuses links and what lies outside the folder
+        onnx.load_external_data_for_model(model, str(path.parent))
     except (ValueError, OSError, onnx.checker.ValidationError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(

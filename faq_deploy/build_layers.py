@@ -114,6 +114,7 @@ def _norm(node: Node, around: Surroundings) -> nn.Module:
         spatial=bool(node.settings["spatial"]),
         eps=_number(node, "eps"),
         largest_code=max((max(-grid.min_code, grid.max_code) for grid in around.read), default=0),
+        centered=bool(node.settings.get("centered", True)),
     )
 
 

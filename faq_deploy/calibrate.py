@@ -137,9 +137,16 @@ def _settle(nodes: dict[str, Node], own: dict[str, int], target: Target) -> dict
         for name, node in nodes.items():
             source = node.settings["pooled_from"]
             if isinstance(source, str):
-                pooled = settled[source if source in settled else f"{source}_quantizer"]
-                # a mean stays inside the range of what it averages; a coarser grid could tie (design 4)
-                wanted[name] = pooled if target == "paper" else min(own[name], pooled)
+                averaged = source if source in settled else f"{source}_quantizer"
+                pooled = settled[averaged]
+                # a mean stays inside the range of what it averages; a coarser grid could tie (design 4), and is there
+                # only for codes of fewer bits
+                spare = max(_magnitude_bits(nodes[averaged]) - _magnitude_bits(node), 0)
+                wanted[name] = pooled if target == "paper" else min(own[name], pooled + spare)
+
+
+def _magnitude_bits(node: Node) -> int:
+    return node.integer("bits") - int(node.settings["signed"] is True)
 
 
 def _record(name: str, quantizer: ActivationQuantizer, y: float) -> ActivationRange:

@@ -10,7 +10,7 @@ from torch import Tensor
 from engines.errors import InputError
 from faq_deploy.bias_correction import correct_biases_analytically, correct_biases_empirically
 from faq_deploy.net import QuantizedNet
-from faq_deploy.recipe import CalibrationSection, Recipe, override, weight_rule_for
+from faq_deploy.recipe import CalibrationSection, Recipe, override
 from faq_deploy.rounding import compensate
 
 __all__ = ["correct", "correctable", "corrects"]
@@ -46,7 +46,7 @@ def correctable(recipe: Recipe) -> Recipe:
         )
     if section.weight_rounding == "nearest":
         return recipe
-    if quantizer.weight_rule == "auto" and weight_rule_for(quantizer, recipe.bits) == "sigma":
+    if quantizer.weight_rule == "auto":
         return override(recipe, {"quantizer.weight_rule": "mse"})
     if quantizer.weight_rule == "sigma":
         raise InputError(

@@ -26,7 +26,9 @@ def emit_norm(out: Emitter, node: Node) -> None:
         groups = out.integers(f"{name}.groups", [0, layer.groups, -1])
         tensor, axis = out.op("Reshape", [tensor, groups], f"{name}.grouped"), 2
     count = layer.elements((1, *shape)) if quantized else 0
-    centred, variance = _exact(out, layer, name, tensor, axis, count) if quantized else _float(out, name, tensor, axis)
+    centred, variance = (
+        _exact(out, layer, name, tensor, axis, count) if quantized else _float(out, layer, name, tensor, axis)
+    )
     eps = out.number(f"{name}.eps", float(layer.scaled_eps()) if quantized else layer.eps)
     deviation = out.op("Sqrt", [out.op("Add", [variance, eps], f"{name}.shifted")], f"{name}.deviation")
     tensor = out.op("Div", [centred, deviation], f"{name}.normalized")
@@ -56,7 +58,6 @@ def _exact(out: Emitter, layer: ExactNorm, name: str, k: str, axis: int, count: 
     def total(tensor: str, what: str) -> str:
         return out.op("ReduceSum", [tensor, axes], f"{name}.{what}", keepdims=1)
 
-    mean = out.op("Div", [total(k, "sum"), number], f"{name}.mean")
     square = out.op("Mul", [k, k], f"{name}.square")
     if fits_one_sum(count, layer.largest_code):
         squares = total(square, "squares")
@@ -67,13 +68,19 @@ def _exact(out: Emitter, layer: ExactNorm, name: str, k: str, axis: int, count: 
         highs = out.op("Mul", [total(high, "highs"), split], f"{name}.high_squares")
         squares = out.op("Add", [highs, total(low, "lows")], f"{name}.squares")
     second = out.op("Div", [squares, number], f"{name}.second_moment")
+    if not layer.centered:
+        return k, second
+    mean = out.op("Div", [total(k, "sum"), number], f"{name}.mean")
     first = out.op("Mul", [mean, mean], f"{name}.first_moment")
     variance = out.op("Relu", [out.op("Sub", [second, first], f"{name}.difference")], f"{name}.variance")
     return out.op("Sub", [k, mean], f"{name}.centred"), variance
 
 
-def _float(out: Emitter, name: str, x: str, axis: int) -> tuple[str, str]:
+def _float(out: Emitter, layer: ExactNorm, name: str, x: str, axis: int) -> tuple[str, str]:
     """Centred values and their variance."""
+    if not layer.centered:
+        square = out.op("Mul", [x, x], f"{name}.square")
+        return x, out.op("ReduceMean", [square], f"{name}.variance", axes=[axis], keepdims=1)
     mean = out.op("ReduceMean", [x], f"{name}.mean", axes=[axis], keepdims=1)
     centred = out.op("Sub", [x, mean], f"{name}.centred")
     square = out.op("Mul", [centred, centred], f"{name}.square")

@@ -155,7 +155,8 @@ def _explain(stored: StoredNet, agreements: list[Agreement], bounds: list[LayerB
     in_float = sum(node.is_float and node.kind in WEIGHTED for node in stored.net.graph)
     if in_float:
         sentences.append(
-            f"{in_float} layers stay in float, where every runtime rounds in its own way: {_seen(agreements)}."
+            f"{in_float} layer{'s stay' if in_float > 1 else ' stays'} in float, where every runtime rounds in its own "
+            f"way: {_seen(agreements)}."
         )
     for agreement in agreements:
         if agreement.equal or in_float:

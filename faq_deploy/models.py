@@ -90,7 +90,7 @@ def load_model(
     require_finite_weights(module, spec)
     classes = architecture.classes if num_classes in (None, len(architecture.classes or ())) else None
     return LoadedModel(
-        module=module.eval(),
+        module=module.eval().float(),  # a factory may give it in half precision
         name=architecture.name,
         preprocessing=architecture.preprocessing,
         input_size=architecture.preprocessing.input_shape if architecture.preprocessing else None,

@@ -39,6 +39,7 @@ class ExactNorm(nn.Module):
         spatial: over all positions too (GroupNorm, InstanceNorm); else at each position by itself (LayerNorm).
         eps: ε.
         largest_code: magnitude of the input's codes.
+        centered: subtract the mean; else the root mean square takes the place of the deviation (RMSNorm).
 
     Buffers:
         input_exponent: int32 scalar, of the tensor it reads.
@@ -47,11 +48,20 @@ class ExactNorm(nn.Module):
     input_exponent: Tensor
 
     def __init__(
-        self, weight: Tensor, bias: Tensor, *, groups: int, spatial: bool, eps: float, largest_code: int
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        groups: int,
+        spatial: bool,
+        eps: float,
+        largest_code: int,
+        centered: bool = True,
     ) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.groups, self.spatial, self.eps, self.largest_code = groups, spatial, eps, largest_code
+        self.centered = centered
         self.mode: Mode = "float"
         self.register_buffer("input_exponent", torch.zeros((), dtype=torch.int32))
 
@@ -82,6 +92,8 @@ class ExactNorm(nn.Module):
             return self._normalized(x * step_size(-self.input_exponent)) * weight + bias
         if self.spatial:
             return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        if not self.centered:
+            return x / torch.sqrt(x.square().mean(1, keepdim=True) + self.eps) * weight + bias
         var, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
         return (x - mean) / torch.sqrt(var + self.eps) * weight + bias
 
@@ -91,7 +103,6 @@ class ExactNorm(nn.Module):
         if self.spatial:
             k, dim = k.reshape(len(k), self.groups, -1), 2
         count = k.new_full((), elements)  # a tensor: a GPU would multiply by the reciprocal of a number
-        mean = k.sum(dim, keepdim=True) / count
         square = k * k
         if fits_one_sum(elements, self.largest_code):
             total = square.sum(dim, keepdim=True)
@@ -99,7 +110,11 @@ class ExactNorm(nn.Module):
             high = torch.floor(square * (1 / SPLIT))
             low = square - high * SPLIT
             total = high.sum(dim, keepdim=True) * SPLIT + low.sum(dim, keepdim=True)
-        variance = F.relu(total / count - mean * mean)
+        variance = total / count
+        if self.centered:
+            mean = k.sum(dim, keepdim=True) / count
+            variance = F.relu(variance - mean * mean)
+            k = k - mean
         # torch's float32 root is one unit off for a sixth of all numbers; rounded from float64 it is IEEE's
         deviation = torch.sqrt((variance + self.scaled_eps()).double()).to(k.dtype)
-        return ((k - mean) / deviation).reshape(shape)
+        return (k / deviation).reshape(shape)

@@ -42,7 +42,7 @@ def rewrite(model: nn.Module, example: Tensor, recipe: Recipe) -> QuantizedNet:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{name} holds NaN or infinite values.", "check the checkpoint it was loaded from.")
     half = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
-    source = copy.deepcopy(model).float() if half else model
+    source = _float_copy(model) if half else model
     captured = capture(source, example[:2], recipe.layers.output or None)
     if not any(node.kind in WEIGHTED for node in captured.graph):
         raise InputError("the model has no convolution or linear layer to quantize.", "give a convolutional net.")
@@ -52,6 +52,14 @@ def rewrite(model: nn.Module, example: Tensor, recipe: Recipe) -> QuantizedNet:
     net = assemble(graph, state, recipe).eval()
     _check_same(source, captured, net, example)
     return net
+
+
+def _float_copy(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                setattr(module, key, value.detach())  # computed by a hook (old weight_norm), and anew at each call
+    return copy.deepcopy(model).float()
 
 
 def assemble(graph: Graph, state: dict[str, Tensor], recipe: Recipe) -> QuantizedNet:

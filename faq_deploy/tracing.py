@@ -8,6 +8,7 @@ import linecache
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -105,9 +106,23 @@ def source_of(node: fx.Node) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, after `file.py:line: ` of the user's code that led to it, if any did."""
+    """The first line of what an error says, after `file.py:line: in layer: ` of the user's code that led to it, if any."""
     said = str(error).strip()
-    return _where(error) + (said.splitlines()[0].rstrip(".") if said else type(error).__name__)
+    return _where(error) + _layer(error) + (said.splitlines()[0].rstrip(".") if said else type(error).__name__)
+
+
+def _layer(error: BaseException) -> str:
+    """`in path: ` of the innermost module in whose forward an error arose."""
+    frame, modules = error.__traceback__, []
+    while frame is not None:
+        owner = frame.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            modules.append(owner)
+        frame = frame.tb_next
+    names = {id(m): name for m in modules[:1] for name, m in m.named_modules()}
+    path = names.get(id(modules[-1]), "") if modules else ""
+    path = path.removeprefix("_export_root").removeprefix(".")  # torch.export's own wrapper
+    return f"in {path}: " if path else ""
 
 
 def _users(file: str) -> bool:
@@ -132,6 +147,11 @@ def _failure(error: Exception) -> InputError:
             f"the model can't be traced: {_where(error, statement=True)}depends on the values of a tensor.",
             "make the forward free of branches, loops and shapes that depend on tensor values, "
             "or keep the part out of the model.",
+        )
+    if "numpy" in str(error):
+        return InputError(
+            f"the model can't be traced: {_where(error, statement=True)}leaves torch for NumPy.",
+            "compute with torch alone in the forward.",
         )
     if "missing" in str(error) and "argument" in str(error):
         return InputError(
@@ -195,7 +215,9 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(logging.CRITICAL)
     own = sys.stderr
     try:
-        with contextlib.redirect_stdout(own), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(own), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            # what hooks leave on a module (old weight_norm) is computed anew at each call
+            warnings.filterwarnings("ignore", "The tensor attribute")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

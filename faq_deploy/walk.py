@@ -30,17 +30,23 @@ class Parts:
 
 _COPIES: Final = 64  # of one axis that an expand may be written as
 
+_REPLACE: Final = (
+    "replace it by supported layers (convolution, linear, norms, activations, add, mul, concat, pooling, "
+    "padding, resize, reshape, permute, slice, dropout), or cut the network before it."
+)
+_SPOKEN: Final = {
+    "to_copy": "a conversion",
+    **{op: f"assignment to a part of a tensor by {op}" for op in ("fill", "copy", "slice_scatter", "select_scatter")},
+}
+_KEEP_OUT: Final = "keep it out of the model: only the part that computes with float numbers can be quantized."
+
 Handler = Callable[["Walk", fx.Node, dict[str, Any]], None]
 
 
-def unsupported(node: fx.Node, what: str) -> InputError:
+def unsupported(node: fx.Node, what: str, remedy: str = _REPLACE) -> InputError:
     """The error for an op that has no quantized form, with its place in the user's model."""
     place = source_of(node)
-    return InputError(
-        f"{what} is not supported (node {node.name}{', ' + place if place else ''}).",
-        "replace it by supported layers (convolution, linear, norms, activations, add, mul, concat, pooling, "
-        "padding, resize, reshape, permute, slice, dropout), or cut the network before it.",
-    )
+    return InputError(f"{what} is not supported (node {node.name}{', ' + place if place else ''}).", remedy)
 
 
 @dataclass
@@ -71,6 +77,7 @@ class Walk:
             self._input(node, "input" if number == 0 else f"input_{number}")
         for node in self.traced.graph.nodes:
             if node in needed and node.op == "call_function" and node not in self.traced.constants:
+                self._check_type(node)
                 handler = handlers.get(operation(node))
                 if handler is None:
                     raise unsupported(node, _spoken(operation(node)))
@@ -207,8 +214,22 @@ class Walk:
             return
         if tensor.dim() == 0 or tensor.shape[0] != BATCH or any(size % BATCH == 0 for size in tensor.shape[1:]):
             raise unsupported(node, f"{_spoken(operation(node))} that mixes the images of a batch")
-        if not tensor.dtype.is_floating_point:
-            raise unsupported(node, f"{_spoken(operation(node))} with a result of type {tensor.dtype}")
+
+    def _check_type(self, node: fx.Node) -> None:
+        """Integers and complex numbers have no quantized form; the op that reads such integers is the one to name."""
+        value = node.meta.get("val")
+        tensor = value[0] if isinstance(value, (tuple, list)) else value
+        if not isinstance(tensor, Tensor) or tensor.is_floating_point() or tensor.dtype == torch.bool:
+            return
+        if tensor.is_complex():
+            raise unsupported(node, f"{_spoken(operation(node))}, which gives complex numbers,", _KEEP_OUT)
+        reader = node
+        while not reader.meta["val"].is_floating_point():
+            found = next((n for n in reader.users if isinstance(n.meta.get("val"), Tensor)), None)
+            if found is None:
+                raise unsupported(node, f"{_spoken(operation(node))}, which gives integers,", _KEEP_OUT)
+            reader = found
+        raise unsupported(reader, f"{_spoken(operation(reader))}, which reads integers,", _KEEP_OUT)
 
     def _fresh(self, node: fx.Node | None, kind: Kind) -> str:
         base = str(kind)
@@ -216,7 +237,7 @@ class Walk:
             path, module = module_path(node)
             named = path and (kind in WEIGHTED | {"batch_norm", "norm"} or module.startswith("torch.nn.modules."))
             leaf = named and ".container." not in module
-            base = re.sub(r"\W", "_", path) if leaf else _spoken(operation(node))
+            base = re.sub(r"\W", "_", path) if leaf else _short(operation(node))
         base = f"_{base}" if base[0].isdigit() else base
         name, number = base, 0
         while name in self._names:
@@ -253,7 +274,12 @@ def _needed(outputs: Sequence[fx.Node]) -> set[fx.Node]:
     return found
 
 
+def _short(op: str) -> str:
+    """The op's name without the marks of internal or in-place variants."""
+    short = op.strip("_")
+    return {"native_batch_norm_legit_no_training": "batch_norm", "unsafe_view": "view"}.get(short, short)
+
+
 def _spoken(op: str) -> str:
-    """The op's name as users know it: without the marks of internal or in-place variants."""
-    spoken = op.strip("_")
-    return {"native_batch_norm_legit_no_training": "batch_norm", "unsafe_view": "view"}.get(spoken, spoken)
+    """The op as users know it."""
+    return _SPOKEN.get(_short(op), _short(op))

@@ -76,7 +76,7 @@ class _ChannelsLast(nn.Module):
         self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 8))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.depthwise(x).permute(0, 2, 3, 1)
+        y: Tensor = self.depthwise(x).permute(0, 2, 3, 1)
         y = self.down(F.gelu(self.up(self.norm(y)))) * self.scale
         return x + y.permute(0, 3, 1, 2)
 
@@ -95,7 +95,7 @@ class _Tied(nn.Module):
 
 
 class _Shuffled(nn.Module):
-    """Case C21: the batch size as a number, used in views, an expand and new zeros."""
+    """The batch size as a number, used in views, an expand and new zeros."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,10 @@ class _Shuffled(nn.Module):
 
 
 class _Normalizing(nn.Module):
-    """Normalizes inside forward (case C45)."""
+    """Normalizes inside forward."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +146,7 @@ class _TransformInput(nn.Module):
 
 
 class _Options(nn.Module):
-    """Case C33: flags, defaults, a loss branch, asserts and prints."""
+    """Flags, defaults, a loss branch, asserts and prints."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,7 +223,7 @@ CONSTRUCTS: Final[dict[str, Callable[[], nn.Module]]] = {
         lambda s, x: s.m["b"](s.m["s"](F.relu(s.m["a"](x)))), a=_conv(groups=2), s=nn.ChannelShuffle(4), b=_conv()
     ),
     "split and chunk": _around(
-        lambda s, x: s.m["b"](torch.cat([x.chunk(2, 1)[1], s.m["a"](x.split([2, 6], 1)[1])], 1)),
+        lambda s, x: s.m["b"](torch.cat([x.chunk(2, 1)[1], s.m["a"](torch.split(x, [2, 6], 1)[1])], 1)),
         a=_conv(6),
         b=_conv(12),
     ),
@@ -283,6 +286,9 @@ CONSTRUCTS: Final[dict[str, Callable[[], nn.Module]]] = {
         lambda s, x: F.relu(s.m["n"](s.m["a"](x))), a=_conv(), n=nn.InstanceNorm2d(8, affine=True)
     ),
     "layer norm over images": _around(lambda s, x: s.m["a"](s.m["n"](x)), a=_conv(), n=nn.LayerNorm([8, 16, 16])),
+    "rms norm over channels": _around(
+        lambda s, x: s.m["a"](s.m["n"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), a=_conv(), n=nn.RMSNorm(8)
+    ),
     "layer norm on features": _around(lambda s, x: s.m["n"](x.mean((2, 3))), n=nn.LayerNorm(8)),
     "channels last block": _around(lambda s, x: s.m["b"](x), b=_ChannelsLast()),
     "linear on images": _around(

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engines.errors import InputError
 from faq_deploy.inspect import Inspection, Share, inspect_model, inspect_net
+from faq_deploy.new_run import QuantizeOptions
 from faq_deploy.recipe import override, resolved
 from faq_deploy.rewrite import rewrite
 from faq_deploy.run_data import DataOptions

@@ -46,7 +46,7 @@ def test_model_that_fits_passes() -> None:
         (normed(3), images(channels=1), "m fails on images of shape 1x6x5", "--color RGB"),
         (nn.Linear(9, 9), images(), "m fails on images of shape 3x6x5", "--crop"),
         (nn.Conv2d(3, 4, 3), images(), "an output of shape 4x4x3 per image", "classifier"),
-        (Pair(always=True), images(), "m returns tuple", "logits"),
+        (nn.ReLU(), images(), "an output of shape 3x6x5 per image", "classifier"),
         (normed(), images(), "m has 3 classes but the data has 4", "--num-classes"),
     ],
 )
@@ -55,6 +55,15 @@ def test_model_that_does_not_is_named(model: nn.Module, example: Tensor, what: s
         require_fit(model, example, "m", 4)
     assert what in caught.value.what
     assert remedy in caught.value.remedy
+
+
+def test_first_of_several_outputs_is_judged_and_named() -> None:
+    said = require_fit(Pair(always=True), images(), "m", 3)
+    assert said == "m returns 0, 1: 0 is quantized, the rest is left out (--model-output)"
+    with pytest.raises(InputError, match="an output of shape 3x6x5 per image"):
+        require_fit(Pair(always=True), images(), "m", 3, "1")
+    with pytest.raises(InputError, match="no output 'logits'"):
+        require_fit(Pair(always=True), images(), "m", 3, "logits")
 
 
 def test_batch_norm_over_one_value_is_refused_before_training() -> None:

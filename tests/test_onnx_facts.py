@@ -58,8 +58,15 @@ def test_file_that_is_no_onnx_is_refused(tmp_path: Path, data: bytes | None) -> 
         read(model)
 
 
-def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
+def test_weights_in_another_file_belong_to_the_hash(tmp_path: Path) -> None:
     model = onnx.load(classifier(tmp_path / "model.onnx"))
-    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
-    with pytest.raises(InputError, match=r"keeps the weights 'x\.scale' in another file"):
-        read(tmp_path / "model.onnx")
+    path, data = tmp_path / "model.onnx", tmp_path / "weights.bin"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    before = read(path)
+    assert before.data == (data,)
+    assert before.sha256 != sha256_of(path)
+    data.write_bytes(data.read_bytes()[:-1] + b"\x7f")
+    assert read(path).sha256 != before.sha256
+    data.unlink()
+    with pytest.raises(InputError, match=r"weights\.bin is missing"):
+        read(path)

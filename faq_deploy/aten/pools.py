@@ -34,9 +34,30 @@ def _window(walk: Walk, arguments: dict[str, Any]) -> dict[str, Setting]:
     }
 
 
+def _settle_ceil_mode(walk: Walk, node: fx.Node, arguments: dict[str, Any], settings: dict[str, Setting]) -> None:
+    """torch drops a last window that begins in the padding, ONNX does not: there ceil_mode changes nothing."""
+    if not settings["ceil_mode"]:
+        return
+    count = len(walk.shape(node)) - 1
+    columns = (settings[key] for key in ("kernel", "stride", "padding"))
+    dilation = settings.get("dilation", [1] * count)
+    wanted, floors, ceils = list(walk.shape(node)[1:]), [], []
+    for size, kernel, stride, pad, step in zip(walk.shape(arguments["self"])[1:], *columns, dilation, strict=True):
+        span = size + 2 * pad - (kernel - 1) * step - 1
+        floors.append(span // stride + 1)
+        ceils.append(-(-span // stride) + 1)
+    if floors == wanted:
+        settings["ceil_mode"] = False
+    elif ceils != wanted:
+        raise unsupported(
+            node, f"{operation(node)} whose last window, by ceil_mode, lies in the padding along one axis"
+        )
+
+
 def _max_pool(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
     settings = _window(walk, arguments)
     settings["dilation"] = _sizes(arguments["dilation"], len(walk.shape(arguments["self"])) - 1)
+    _settle_ceil_mode(walk, node, arguments, settings)
     shape = node.meta["val"]
     shape = (shape[0] if isinstance(shape, (tuple, list)) else shape).shape[1:]
     walk.put(node, walk.emit(node, "max_pool", (walk.plain(arguments["self"]),), settings), shape)
@@ -46,12 +67,15 @@ def _avg_pool(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
     if arguments.get("divisor_override") is not None:
         raise unsupported(node, "an average pool with divisor_override")
     settings = _window(walk, arguments) | {"count_include_pad": bool(arguments["count_include_pad"])}
-    padding = settings["padding"]
+    _settle_ceil_mode(walk, node, arguments, settings)
+    padding, source = settings["padding"], walk.plain(arguments["self"])
     assert isinstance(padding, list)
     if settings["ceil_mode"] and any(padding) and settings["count_include_pad"]:
-        # torch divides by the clipped window, ONNX runtimes by the whole kernel, depending on their age (C13)
-        raise unsupported(node, "an average pool with ceil_mode, padding and count_include_pad")
-    walk.put(node, walk.emit(node, "avg_pool", (walk.plain(arguments["self"]),), settings))
+        # torch divides by the window clipped to the padded image, ONNX runtimes by the whole kernel, depending on
+        # their age (C13). On an image that was padded before, all divide by what lies within it.
+        source = walk.emit(node, "pad", (source,), {"pads": [0, *padding] * 2, "mode": "constant"})
+        settings |= {"padding": [0] * len(padding), "count_include_pad": False}
+    walk.put(node, walk.emit(node, "avg_pool", (source,), settings))
 
 
 def _adaptive_avg_pool(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:

@@ -152,6 +152,22 @@ def _layer_norm(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
         walk.values[node] = scaled(walk, node, walk.value(node), weight, bias)
 
 
+def _rms_norm(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
+    if len(arguments["normalized_shape"]) != 1:
+        raise unsupported(node, "rms_norm over several dimensions")
+    value = _channel_first(walk, node, walk.value(arguments["input"]))
+    weight = walk.constant(arguments["weight"]) if arguments.get("weight") is not None else None
+    eps = arguments.get("eps")
+    settings: dict[str, Setting] = {
+        "groups": 1,
+        "spatial": False,
+        "eps": float(torch.finfo(torch.float32).eps if eps is None else eps),
+        "centered": False,
+    }
+    name = walk.emit(node, "norm", (value.name,), settings, _affine(value.shape[0], weight, None))
+    walk.values[node] = value.with_tensor(name, value.shape)
+
+
 def _group_norm(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
     groups = arguments["num_groups" if "num_groups" in arguments else "group"]
     weight, bias = (walk.constant(arguments.get(key)) for key in ("weight", "bias"))
@@ -195,4 +211,5 @@ WEIGHTED_OPS: Final[dict[str, Handler]] = {
     **dict.fromkeys(("layer_norm", "native_layer_norm"), _layer_norm),
     **dict.fromkeys(("group_norm", "native_group_norm"), _group_norm),
     "instance_norm": _instance_norm,
+    "rms_norm": _rms_norm,
 }

@@ -34,7 +34,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("neares", "nets.py has no 'neares'", "it has nearest"),
         ("number", "nets.py:number returned int, not a torch.nn.Module", "return the model"),
         ("scripted", "is a TorchScript module", "return the nn.Module that it was scripted"),
-        ("two", "returns tuple, something other than one tensor", "returns the logits"),
         ("image", "output of shape 3x14x14 per image, not logits", "classifier"),
         ("grey", "fails on images of shape 3x16x16", "--color L for a net that takes grey images"),
     ],
@@ -54,7 +53,7 @@ def test_user_model_that_cannot_be_is_named(
         ("fails", "# the failure", "RuntimeError: no luck today"),
         ("broken", "# the missing layer", "has no attribute 'missing'"),
         ("branch", "# the branch", "can't be traced"),
-        ("softmax", "# the softmax", "softmax is not supported"),
+        ("softmax", "# the softmax", "a softmax of other than two is not supported"),
     ],
 )
 def test_user_model_is_refused_with_the_line_of_its_file(

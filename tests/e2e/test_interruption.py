@@ -202,7 +202,7 @@ def test_export_that_is_stopped_leaves_no_model(
     run = Path(shutil.copytree(large, tmp_path / "run"))
     before = contents(run)
     program = start("export", run, "--check-images", 32)
-    said = stop_when(program, says(program, "comparing 32 images with reference"), number)
+    said = stop_when(program, says(program, "comparing 32 images with the reference"), number)
     assert program.returncode == (130 if number == signal.SIGINT else -number), said
     assert not (run / "model.onnx").exists()
     if number == signal.SIGINT:

@@ -201,7 +201,11 @@ def test_engines_of_a_file_lie_beside_it_under_its_name(call: Call, exported: Pa
         (("--nothing",), "No such option", "faq-deploy"),
         (("nothing",), "No such command 'nothing'", "faq-deploy"),
         (("build",), "Missing argument 'RUN|FILE.onnx'", "faq-deploy build"),
-        (("quantize", "--bits", "5"), "'5' is not one of '8', '4'", "faq-deploy quantize"),
+        (
+            ("quantize", "--target", "gpu"),
+            "'gpu' is not one of 'tensorrt', 'onnxruntime', 'paper'",
+            "faq-deploy quantize",
+        ),
         (("recipes", "show"), "Missing argument 'NAME'", "faq-deploy recipes show"),
         (("train", "net.py:net", "--bits", "4", "-o", "run"), "No such option '--bits'", "faq-deploy train"),
         (("train", "net.py:net", "--keep", "last", "-o", "run"), "No such option '--keep'", "faq-deploy train"),
