@@ -72,6 +72,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "ir-version": Rule("error", _ANY, lint_layers.ir_version_too_new),
     "scalar-scale": Rule("warning", _ANY, lint_quantizers.rank_one_scale),
     "one-sided-layer": Rule("warning", _ANY, lint_layers.one_sided_layer),
+    "conv-transpose-dilated": Rule("warning", _TENSORRT, lint_layers.strided_and_dilated_conv_transpose),
     "skip-input": Rule("warning", _NOT_ORT, lint_layers.float_skip_input),
     "add-inputs": Rule("warning", _ORT, lint_layers.float_add_input),
     "concat-scales": Rule("warning", _ENGINES, lint_layers.unequal_concat_scales),

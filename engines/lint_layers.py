@@ -23,6 +23,7 @@ __all__ = [
     "one_sided_layer",
     "per_channel_conv_transpose",
     "pool_can_tie",
+    "strided_and_dilated_conv_transpose",
     "transposed_weight",
     "unequal_concat_scales",
 ]
@@ -150,6 +151,18 @@ def per_channel_conv_transpose(graph: QdqGraph) -> Iterator[Hit]:
                 )
 
 
+def strided_and_dilated_conv_transpose(graph: QdqGraph) -> Iterator[Hit]:
+    """TensorRT has no kernel for it: the build stops at "Strided & Dilated Deconv" (TensorRT-RTX 1.7, measured)."""
+    for node in graph.nodes:
+        given = attributes(node)
+        if node.op_type == "ConvTranspose" and all(_beyond_one(given.get(key)) for key in ("strides", "dilations")):
+            yield hit(
+                node,
+                " has both strides and dilations over 1, which TensorRT does not run.",
+                "use one of them, or build for onnxruntime.",
+            )
+
+
 def ir_version_too_new(graph: QdqGraph) -> Iterator[Hit]:
     """A file stamped with a newer IR version than it needs is refused by the runtime on the box (C36)."""
     version, needed = graph.model.ir_version, _IR_OF_OPSET.get(opset(graph.model), _OLDEST_IR)
@@ -202,6 +215,10 @@ def _resamples(graph: QdqGraph, node: onnx.NodeProto) -> bool:
     """A MatMul by a constant of few bits: the windows of an adaptive pool, or the weights of a resize. It is exact."""
     matrices = [graph.constants[name] for name in node.input[:2] if name in graph.constants]
     return node.op_type == "MatMul" and len(matrices) == 1 and few_bits(matrices[0], _MATRIX_BITS)
+
+
+def _beyond_one(given: Attribute | None) -> bool:
+    return isinstance(given, Sequence) and any(int(value) > 1 for value in given)
 
 
 def _adds(graph: QdqGraph) -> Iterator[tuple[onnx.NodeProto, tuple[str, str]]]:

@@ -77,7 +77,9 @@ def trace(model: nn.Module, examples: Sequence[Tensor]) -> Traced:
     placeholders = {n.name: n for n in graph.nodes if n.op == "placeholder"}
     known = {placeholders[name]: tensors[target] for name, target in names.items()}
     inputs = tuple(placeholders[name] for name in held.user_inputs if name in placeholders)
-    return Traced(graph, inputs[: len(fakes)], _constants(graph, known), _outputs(graph, program.call_spec.out_spec))
+    inputs = inputs[: len(fakes)]
+    _refuse_attention(graph, inputs)
+    return Traced(graph, inputs, _constants(graph, known), _outputs(graph, program.call_spec.out_spec))
 
 
 def operation(node: fx.Node) -> str:
@@ -106,7 +108,7 @@ def source_of(node: fx.Node) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says, after `file.py:line: in layer: ` of the user's code that led to it, if any."""
+    """The first line of what an error says, after `file.py:line: in layer: ` of the user's code that led to it."""
     said = str(error).strip()
     return _where(error) + _layer(error) + (said.splitlines()[0].rstrip(".") if said else type(error).__name__)
 
@@ -162,6 +164,22 @@ def _failure(error: Exception) -> InputError:
         "check that the input size, the number of channels and the input's type fit the model "
         "(--resize, --crop, --color).",
     )
+
+
+def _refuse_attention(graph: fx.Graph, inputs: tuple[fx.Node, ...]) -> None:
+    """Products of activations with activations, before anything is made of the rest."""
+    active = set(inputs)
+    for node in graph.nodes:
+        operands = [n for n in node.all_input_nodes if n in active]
+        if operands:
+            active.add(node)
+        product = operation(node) in {"matmul", "bmm", "baddbmm", "einsum"} and len(operands) > 1
+        if product or (operands and operation(node) == "scaled_dot_product_attention"):
+            raise InputError(
+                f"{source_of(node) or node.name} multiplies activations by activations ({operation(node)}): "
+                "attention is not supported.",
+                "quantize a model without attention, or the convolutional part of this one.",
+            )
 
 
 def _constants(graph: fx.Graph, known: dict[fx.Node, Any]) -> dict[fx.Node, Any]:

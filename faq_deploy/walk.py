@@ -72,7 +72,6 @@ class Walk:
             InputError: an op without a handler, or one that its handler refuses.
         """
         needed = _needed(outputs)
-        self._refuse_attention(needed)
         for number, node in enumerate(self.traced.inputs):
             self._input(node, "input" if number == 0 else f"input_{number}")
         for node in self.traced.graph.nodes:
@@ -195,17 +194,6 @@ class Walk:
             raise unsupported(node, "a constant with a batch of its own")
         name = self.emit(node, "constant", (), {"batched": True}, {"value": full})
         return Value.plain(name, full.shape[1:])
-
-    def _refuse_attention(self, needed: set[fx.Node]) -> None:
-        for node in self.traced.graph.nodes:
-            operands = [n for n in node.all_input_nodes if n not in self.traced.constants]
-            product = operation(node) in {"matmul", "bmm", "baddbmm"} and len(operands) > 1
-            if node in needed and (product or operation(node) == "scaled_dot_product_attention"):
-                raise InputError(
-                    f"{source_of(node) or node.name} multiplies activations by activations ({operation(node)}): "
-                    "attention is not supported.",
-                    "quantize a model without attention, or the convolutional part of this one.",
-                )
 
     def _check_batch(self, node: fx.Node) -> None:
         value = node.meta.get("val")

@@ -23,15 +23,15 @@ def _sizes(value: int | list[int], count: int) -> list[int]:
     return items * count if len(items) == 1 else items
 
 
-def _window(walk: Walk, arguments: dict[str, Any]) -> dict[str, Setting]:
-    count = len(walk.shape(arguments["self"])) - 1
+def _window_sizes(arguments: dict[str, Any], count: int) -> tuple[list[int], list[int], list[int]]:
+    """Kernel, stride and padding."""
     kernel = _sizes(arguments["kernel_size"], count)
-    return {
-        "kernel": kernel,
-        "stride": _sizes(arguments["stride"] or kernel, count),
-        "padding": _sizes(arguments["padding"], count),
-        "ceil_mode": bool(arguments["ceil_mode"]),
-    }
+    return kernel, _sizes(arguments["stride"] or kernel, count), _sizes(arguments["padding"], count)
+
+
+def _window(walk: Walk, arguments: dict[str, Any]) -> dict[str, Setting]:
+    kernel, stride, padding = _window_sizes(arguments, len(walk.shape(arguments["self"])) - 1)
+    return {"kernel": kernel, "stride": stride, "padding": padding, "ceil_mode": bool(arguments["ceil_mode"])}
 
 
 def _settle_ceil_mode(walk: Walk, node: fx.Node, arguments: dict[str, Any], settings: dict[str, Setting]) -> None:
@@ -39,10 +39,11 @@ def _settle_ceil_mode(walk: Walk, node: fx.Node, arguments: dict[str, Any], sett
     if not settings["ceil_mode"]:
         return
     count = len(walk.shape(node)) - 1
-    columns = (settings[key] for key in ("kernel", "stride", "padding"))
-    dilation = settings.get("dilation", [1] * count)
+    kernels, strides, pads = _window_sizes(arguments, count)
+    dilation = _sizes(arguments.get("dilation", 1), count)
     wanted, floors, ceils = list(walk.shape(node)[1:]), [], []
-    for size, kernel, stride, pad, step in zip(walk.shape(arguments["self"])[1:], *columns, dilation, strict=True):
+    before = walk.shape(arguments["self"])[1:]
+    for size, kernel, stride, pad, step in zip(before, kernels, strides, pads, dilation, strict=True):
         span = size + 2 * pad - (kernel - 1) * step - 1
         floors.append(span // stride + 1)
         ceils.append(-(-span // stride) + 1)

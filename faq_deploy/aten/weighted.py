@@ -111,7 +111,7 @@ def _batch_norm(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
         mean = None
     if mean is None or var is None:
         raise InputError(
-            f"{source_of(node) or node.name} uses the statistics of the current batch at inference, "
+            f"the batch norm ({source_of(node) or node.name}) uses the statistics of the current batch at inference, "
             "so no engine can reproduce it image by image.",
             "turn on track_running_stats and re-estimate its statistics before quantizing.",
         )
