@@ -94,9 +94,7 @@ def finetune(
     net.to(device)
     state = _resumable(run, training, weight_decay, recipe_toml, train.steps_per_epoch) if resume else None
     if training.epochs == 0:
-        net.eval()
-        top1 = float(val())
-        return FinetuneResult(copy_of_state(net), 0, top1, top1, epochs_done=0, seconds=0.0, steps=0)
+        return _untrained(net, val)
     if train.steps_per_epoch < 1:
         raise InputError("There are no training images.", "give a folder with images, or set training.epochs to 0.")
     optimizer = _optimizer(net, training, weight_decay)
@@ -129,6 +127,12 @@ def finetune(
         what = f"Training was stopped at once; {run / checkpoint.CHECKPOINT} is its last checkpoint."
         raise Interrupted(what, "continue with --resume.") from None
     return _result(state)
+
+
+def _untrained(net: nn.Module, val: Callable[[], float]) -> FinetuneResult:
+    net.eval()
+    top1 = float(val())
+    return FinetuneResult(copy_of_state(net), 0, top1, top1, epochs_done=0, seconds=0.0, steps=0)
 
 
 def _optimizer(net: nn.Module, training: TrainingSection, weight_decay: float) -> torch.optim.Optimizer:

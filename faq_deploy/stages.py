@@ -48,7 +48,8 @@ class TorchRunner:
         return {f"{name}.codes": value.numpy() for name, value in codes.items()}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Let go of the net."""
+        del self._net
 
 
 def is_code_runner(runner: Runner) -> bool:

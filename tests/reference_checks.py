@@ -15,7 +15,7 @@ from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
 from tests.onnx_nets import saved
 
-__all__ = ["Constants", "net_of", "node_of", "random_codes", "reference_of", "same_as_oracle", "weight_of"]
+__all__ = ["Constants", "assert_same_as_oracle", "net_of", "node_of", "random_codes", "reference_of", "weight_of"]
 
 Constants = dict[str, npt.ArrayLike]
 
@@ -75,7 +75,7 @@ def random_codes(shape: tuple[int, ...], exponent: int = 0, images: int = 2, see
     return (codes * 2.0**exponent).astype(np.float32)
 
 
-def same_as_oracle(
+def assert_same_as_oracle(
     model: onnx.ModelProto, batch: npt.NDArray[np.float32], constant: bool = False
 ) -> dict[str, npt.NDArray[np.int64]]:
     """Codes and bits of the reference, after asserting that onnxruntime without optimizations has the same.

@@ -14,7 +14,7 @@ from onnx import helper
 from engines.errors import InputError
 from engines.reference import ReferenceRunner
 from tests.onnx_nets import saved
-from tests.reference_checks import Constants, net_of, random_codes, same_as_oracle
+from tests.reference_checks import Constants, assert_same_as_oracle, net_of, random_codes
 
 SHAPE = (3, 4, 5)
 
@@ -26,7 +26,7 @@ def test_constants_broadcast_from_either_side(kind: str, other: tuple[int, ...],
     constant = (np.random.default_rng(1).integers(-40, 40, other) / 8).astype(np.float32)
     names = ["x.values", "c"] if first else ["c", "x.values"]
     model = net_of([helper.make_node(kind, names, ["y"])], {"c": constant}, SHAPE, -2, None)
-    same_as_oracle(model, random_codes(SHAPE, -2))
+    assert_same_as_oracle(model, random_codes(SHAPE, -2))
 
 
 @pytest.mark.parametrize("kind", ["Add", "Sub", "Mul", "Div"])
@@ -37,7 +37,7 @@ def test_two_activations_broadcast(kind: str) -> None:
         helper.make_node("DequantizeLinear", ["gate.codes", "fine", "zero"], ["gate"]),
         helper.make_node(kind, ["x.values", "gate"], ["y"]),
     ]
-    same_as_oracle(net_of(nodes, {"fine": np.float32(2**-5)}, (3, 3, 3), -2, None), random_codes((3, 3, 3), -2))
+    assert_same_as_oracle(net_of(nodes, {"fine": np.float32(2**-5)}, (3, 3, 3), -2, None), random_codes((3, 3, 3), -2))
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,15 +56,19 @@ def test_any_float32_constant_gives_one_rounding(kind: str, values: list[float],
         helper.make_node("Sub", ["b", "x.values"], ["y"]),
     ]
     constants: Constants = {"c": constant, "d": np.float32(1.1)}
-    same_as_oracle(net_of(nodes, constants, SHAPE, exponent, None), random_codes(SHAPE, exponent), constant=True)
+    assert_same_as_oracle(net_of(nodes, constants, SHAPE, exponent, None), random_codes(SHAPE, exponent), constant=True)
 
 
 def test_division_by_powers_of_two_is_exact_and_others_round_once() -> None:
     constant = np.array([4, 0.125, -2], np.float32).reshape(3, 1, 1)
-    same_as_oracle(net_of([helper.make_node("Div", ["x.values", "c"], ["y"])], {"c": constant}, SHAPE, 0, -3), codes())
+    assert_same_as_oracle(
+        net_of([helper.make_node("Div", ["x.values", "c"], ["y"])], {"c": constant}, SHAPE, 0, -3), codes()
+    )
     constant = np.array([[3, 6, 9, 4, 6]], np.float32)  # the counts of an adaptive pool
-    same_as_oracle(net_of([helper.make_node("Div", ["x.values", "c"], ["y"])], {"c": constant}, SHAPE, 0, -2), codes())
-    same_as_oracle(
+    assert_same_as_oracle(
+        net_of([helper.make_node("Div", ["x.values", "c"], ["y"])], {"c": constant}, SHAPE, 0, -2), codes()
+    )
+    assert_same_as_oracle(
         net_of([helper.make_node("Div", ["x.values", "c"], ["y"])], {"c": constant}, SHAPE, 0, None), codes()
     )
 
@@ -75,20 +79,20 @@ def test_prelu_multiplies_negative_codes_only(slopes: list[float]) -> None:
     for codes_exponent in (None, -3):
         node = helper.make_node("PRelu", ["x.values", "slope"], ["y"])
         model = net_of([node], {"slope": constant}, SHAPE, -2, codes_exponent)
-        same_as_oracle(model, codes(-2))
+        assert_same_as_oracle(model, codes(-2))
 
 
 @pytest.mark.parametrize("axes", [[1], [2, 3], [-1], [1, 2, 3]])
 @pytest.mark.parametrize("keepdims", [0, 1])
 def test_sums_over_any_axes_are_exact(axes: list[int], keepdims: int) -> None:
     node = helper.make_node("ReduceSum", ["x.values", "axes"], ["y"], keepdims=keepdims)
-    same_as_oracle(net_of([node], {"axes": np.array(axes, np.int64)}, SHAPE, -2, None), codes(-2))
+    assert_same_as_oracle(net_of([node], {"axes": np.array(axes, np.int64)}, SHAPE, -2, None), codes(-2))
 
 
 def test_means_divide_exact_sums() -> None:
     for axes in ([2, 3], [1]):
         node = helper.make_node("ReduceMean", ["x.values"], ["y"], axes=axes)
-        same_as_oracle(net_of([node], {}, SHAPE, -2, -4), codes(-2))
+        assert_same_as_oracle(net_of([node], {}, SHAPE, -2, -4), codes(-2))
 
 
 @pytest.mark.parametrize("kind", ["Abs", "Neg", "Floor", "Relu"])
@@ -96,20 +100,22 @@ def test_means_divide_exact_sums() -> None:
 def test_exact_functions_keep_onnxruntimes_bits(kind: str, rounded: bool) -> None:
     before = [helper.make_node("Div", ["x.values", "three"], ["v"])] if rounded else []
     node = helper.make_node(kind, ["v" if rounded else "x.values"], ["y"])
-    same_as_oracle(net_of([*before, node], {"three": np.float32(3)}, SHAPE, -3, None), codes(-3))
+    assert_same_as_oracle(net_of([*before, node], {"three": np.float32(3)}, SHAPE, -3, None), codes(-3))
 
 
 def test_clip_bounds_may_lie_off_the_grid_or_be_the_largest_float() -> None:
     largest = np.finfo(np.float32).max
     for low, high in ((-0.7, 5.3), (-largest, 3.0), (-np.inf, largest)):
         node = helper.make_node("Clip", ["x.values", "low", "high"], ["y"])
-        same_as_oracle(net_of([node], {"low": np.float32(low), "high": np.float32(high)}, SHAPE, -3, None), codes(-3))
+        assert_same_as_oracle(
+            net_of([node], {"low": np.float32(low), "high": np.float32(high)}, SHAPE, -3, None), codes(-3)
+        )
 
 
 def test_sums_beyond_24_bits_round_as_float32_does() -> None:
     # 2^24 + 127, 2^24 + 126, ...: every second one lies half way between two float32
     model = net_of([helper.make_node("Add", ["x.values", "c"], ["y"])], {"c": np.float32(2**24)}, SHAPE, 0, None)
-    bits = same_as_oracle(model, codes())["logits"]
+    bits = assert_same_as_oracle(model, codes())["logits"]
     values = bits.astype(np.int32).view(np.float32)
     assert (values % 2 == 0)[values >= 2**24].all()
 

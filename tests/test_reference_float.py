@@ -18,7 +18,7 @@ from engines.errors import InputError
 from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
 from tests.onnx_nets import saved
-from tests.reference_checks import Constants, net_of, node_of, random_codes, same_as_oracle
+from tests.reference_checks import Constants, assert_same_as_oracle, net_of, node_of, random_codes
 
 # operator -> its function in float64, the exponent of its input
 FUNCTIONS = {
@@ -181,13 +181,13 @@ def test_norms_have_onnxruntimes_bits(
     batch = (codes * 2.0**exponent).astype(np.float32)
     elements = math.prod(shape) // count if count else channels
     for split in [True] if elements * spread**2 >= 2**24 else [False, True]:
-        same_as_oracle(norm_net(shape, count, exponent, eps, split, seed), batch, constant=True)
+        assert_same_as_oracle(norm_net(shape, count, exponent, eps, split, seed), batch, constant=True)
 
 
 @pytest.mark.parametrize("shape", [(16, 64, 64), (4, 128, 128), (1, 131, 1000)])
 def test_norms_of_many_elements_have_onnxruntimes_bits(shape: tuple[int, int, int]) -> None:
-    same_as_oracle(norm_net(shape, 1, -3, 1e-5, True, 0), random_codes(shape, -3, images=1))
-    same_as_oracle(norm_net(shape, 1, -3, 1e-5, True, 0), np.full((1, *shape), -16, np.float32), constant=True)
+    assert_same_as_oracle(norm_net(shape, 1, -3, 1e-5, True, 0), random_codes(shape, -3, images=1))
+    assert_same_as_oracle(norm_net(shape, 1, -3, 1e-5, True, 0), np.full((1, *shape), -16, np.float32), constant=True)
 
 
 def test_float32_operations_refuse_inputs_they_would_round(tmp_path: Path) -> None:

@@ -16,7 +16,15 @@ from onnx import helper
 from engines.errors import InputError
 from engines.reference import ReferenceRunner
 from tests.onnx_nets import saved
-from tests.reference_checks import Constants, net_of, node_of, random_codes, reference_of, same_as_oracle, weight_of
+from tests.reference_checks import (
+    Constants,
+    assert_same_as_oracle,
+    net_of,
+    node_of,
+    random_codes,
+    reference_of,
+    weight_of,
+)
 
 SIZES = {1: (11,), 2: (7, 6), 3: (4, 5, 3)}
 
@@ -39,7 +47,7 @@ def test_convolutions_of_every_dimension_are_exact(n: int, groups: int, per_chan
     node = node_of("Conv", ["x.values", "weight", "bias"], {**window, "group": groups})
     for codes_exponent in (None, 1):
         model = net_of([dequantize, node], {**constants, "bias": bias}, shape, -3, codes_exponent)
-        same_as_oracle(model, random_codes(shape, -3))
+        assert_same_as_oracle(model, random_codes(shape, -3))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -57,14 +65,14 @@ def test_transposed_convolutions_of_every_dimension_are_exact(n: int, groups: in
     node = node_of("ConvTranspose", ["x.values", "weight", "bias"], {**window, "group": groups})
     for codes_exponent in (None, 1):
         model = net_of([dequantize, node], {**constants, "bias": bias}, shape, -3, codes_exponent)
-        same_as_oracle(model, random_codes(shape, -3))
+        assert_same_as_oracle(model, random_codes(shape, -3))
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_transposed_convolutions_take_one_exponent_for_each_output_channel(groups: int) -> None:
     dequantize, constants = weight_of(int8((4, 3, 2, 2)), [-7, -4, -9], 1)
     node = helper.make_node("ConvTranspose", ["x.values", "weight"], ["y"], group=groups, strides=[2, 2])
-    same_as_oracle(net_of([dequantize, node], constants, (4, 3, 3), -3, None), random_codes((4, 3, 3), -3))
+    assert_same_as_oracle(net_of([dequantize, node], constants, (4, 3, 3), -3, None), random_codes((4, 3, 3), -3))
 
 
 @settings(max_examples=80, deadline=None)
@@ -111,14 +119,14 @@ def test_pools_of_one_and_three_dimensions_are_onnxruntimes(n: int, kind: str, c
     shape = (2, *SIZES[n])
     window = {"kernel_shape": [2, 3, 2][:n], "strides": [2, 2, 1][:n], "pads": [1, 1, 0, 0, 1, 0][: 2 * n]}
     node = node_of(kind, ["x.values"], {**window, "ceil_mode": ceil_mode})
-    same_as_oracle(net_of([node], {}, shape, -2, -2), random_codes(shape, -2))
+    assert_same_as_oracle(net_of([node], {}, shape, -2, -2), random_codes(shape, -2))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_global_averages_of_every_dimension_are_onnxruntimes(n: int) -> None:
     shape = (2, *SIZES[n])
     node = helper.make_node("GlobalAveragePool", ["x.values"], ["y"])
-    same_as_oracle(net_of([node], {}, shape, -2, -4), random_codes(shape, -2, images=9))
+    assert_same_as_oracle(net_of([node], {}, shape, -2, -4), random_codes(shape, -2, images=9))
 
 
 def test_matrices_of_constants_multiply_on_either_side() -> None:
@@ -133,13 +141,13 @@ def test_matrices_of_constants_multiply_on_either_side() -> None:
     counts = (rows.sum(1)[:, None] * columns.sum(0)[None]).astype(np.float32)
     constants: Constants = {"rows": rows, "columns": columns, "counts": counts}
     for codes_exponent in (None, -3):
-        same_as_oracle(net_of(nodes, constants, (3, 7, 6), -3, codes_exponent), random_codes((3, 7, 6), -3))
+        assert_same_as_oracle(net_of(nodes, constants, (3, 7, 6), -3, codes_exponent), random_codes((3, 7, 6), -3))
 
 
 def test_matrices_of_weights_keep_one_exponent_for_each_column() -> None:
     dequantize, constants = weight_of(int8((6, 4)), [-7, -3, -9, -5], 1)
     node = helper.make_node("MatMul", ["x.values", "weight"], ["y"])
-    same_as_oracle(net_of([dequantize, node], constants, (3, 7, 6), -3, None), random_codes((3, 7, 6), -3))
+    assert_same_as_oracle(net_of([dequantize, node], constants, (3, 7, 6), -3, None), random_codes((3, 7, 6), -3))
 
 
 def test_two_activations_multiply_exactly() -> None:
@@ -148,7 +156,7 @@ def test_two_activations_multiply_exactly() -> None:
         helper.make_node("MatMul", ["x.values", "turned"], ["y"]),
     ]
     for codes_exponent in (None, 2):
-        same_as_oracle(net_of(nodes, {}, (2, 5, 9), -3, codes_exponent), random_codes((2, 5, 9), -3))
+        assert_same_as_oracle(net_of(nodes, {}, (2, 5, 9), -3, codes_exponent), random_codes((2, 5, 9), -3))
 
 
 def float_net(kind: str) -> tuple[onnx.ModelProto, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -202,7 +210,7 @@ def test_a_part_kept_in_float_runs_to_the_next_quantizer() -> None:
         "steps": np.array([2, 2], np.int64),
     }
     # codes hide the last bit in which two float convolutions may differ
-    codes = same_as_oracle(net_of(nodes, constants, (3, 8, 8), -4, -1), random_codes((3, 8, 8), -4))
+    codes = assert_same_as_oracle(net_of(nodes, constants, (3, 8, 8), -4, -1), random_codes((3, 8, 8), -4))
     assert len(np.unique(codes["y.codes"])) > 20
 
 
@@ -210,7 +218,7 @@ def test_the_graphs_own_input_may_be_read_in_float(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).normal(size=(2, 3, 1, 1)).astype(np.float32)
     model = net_of([helper.make_node("Conv", ["input", "w"], ["y"])], {"w": weight}, (3, 2, 2), 0, -2)
     batch = np.random.default_rng(1).normal(size=(2, 3, 2, 2)).astype(np.float32)
-    same_as_oracle(model, batch)
+    assert_same_as_oracle(model, batch)
 
 
 def test_kernels_that_do_not_fit_are_named(tmp_path: Path) -> None:

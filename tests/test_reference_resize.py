@@ -13,7 +13,7 @@ from onnx import helper
 from engines.errors import InputError
 from engines.reference import ReferenceRunner
 from tests.onnx_nets import saved
-from tests.reference_checks import Constants, net_of, random_codes, reference_of, same_as_oracle
+from tests.reference_checks import Constants, assert_same_as_oracle, net_of, random_codes, reference_of
 
 SHAPE = (2, 4, 6)
 NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -44,7 +44,7 @@ def resized(
 def test_nearest_moves_codes_as_onnxruntime_does(
     scales: tuple[float, float], attributes: dict[str, str], rounded: bool
 ) -> None:
-    same_as_oracle(resized(attributes, scales, rounded=rounded), random_codes(SHAPE, -2))
+    assert_same_as_oracle(resized(attributes, scales, rounded=rounded), random_codes(SHAPE, -2))
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 7])
@@ -62,7 +62,7 @@ def test_linear_with_dyadic_weights_is_exact(
     scales: tuple[float, float], coordinate: str, codes_exponent: int | None
 ) -> None:
     attributes = {"mode": "linear", "coordinate_transformation_mode": coordinate}
-    same_as_oracle(resized(attributes, scales, codes_exponent), random_codes(SHAPE, -2))
+    assert_same_as_oracle(resized(attributes, scales, codes_exponent), random_codes(SHAPE, -2))
 
 
 def test_linear_is_torchs_at_powers_of_two() -> None:
@@ -80,7 +80,7 @@ def test_aligned_corners_keep_the_corners_and_are_dyadic_where_sizes_allow() -> 
     # 3 -> 5 and 5 -> 9: steps of one half
     model = net_of([node], {"sizes": np.array([2, 2, 5, 9], np.int64)}, (2, 3, 5), -2, None)
     batch = random_codes((2, 3, 5), -2)
-    same_as_oracle(model, batch)
+    assert_same_as_oracle(model, batch)
     assert np.array_equal(reference_of(model, batch)[:, :, ::2, ::2], batch)
 
 

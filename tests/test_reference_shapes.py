@@ -15,7 +15,7 @@ from onnx import helper
 from engines.errors import InputError
 from engines.reference import ReferenceRunner
 from tests.onnx_nets import saved
-from tests.reference_checks import Constants, net_of, random_codes, same_as_oracle, weight_of
+from tests.reference_checks import Constants, assert_same_as_oracle, net_of, random_codes, weight_of
 
 SHAPE = (3, 5, 6)
 SOURCES = ["exact", "per channel", "rounded"]
@@ -30,7 +30,7 @@ def moving(source: str, nodes: list[onnx.NodeProto], constants: Constants, shape
     else:
         before = [helper.make_node("Div", ["x.values", "three" if source == "rounded" else "two"], ["v"])]
         more = {"two": np.float32(2), "three": np.float32(3)}
-    same_as_oracle(net_of([*before, *nodes], {**constants, **more}, shape, -2, None), random_codes(shape, -2))
+    assert_same_as_oracle(net_of([*before, *nodes], {**constants, **more}, shape, -2, None), random_codes(shape, -2))
 
 
 def whole(*values: int) -> npt.NDArray[np.int64]:
@@ -124,7 +124,7 @@ def test_a_constant_is_expanded_to_the_batch() -> None:
         "token": np.random.default_rng(0).normal(size=(1, 3, 1, 6)).astype(np.float32),
         "fine": np.float32(2**-5),
     }
-    found = same_as_oracle(net_of(nodes, constants, SHAPE, -2, None), random_codes(SHAPE, -2, images=11))
+    found = assert_same_as_oracle(net_of(nodes, constants, SHAPE, -2, None), random_codes(SHAPE, -2, images=11))
     assert found["token.codes"].shape == (11, 3, 1, 6)
 
 

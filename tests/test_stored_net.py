@@ -48,6 +48,8 @@ def test_net_comes_back_with_the_same_codes_and_needs_no_user_code(
     assert not back.net.training
     codes, logits = stored.net.codes(images(4, seed=9))
     same, same_logits = back.net.codes(images(4, seed=9))
+    assert isinstance(logits, torch.Tensor)
+    assert isinstance(same_logits, torch.Tensor)
     assert torch.equal(logits, same_logits)
     assert codes.keys() == same.keys()
     assert all(torch.equal(codes[name], same[name]) for name in codes)
