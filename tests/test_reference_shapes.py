@@ -21,7 +21,9 @@ SHAPE = (3, 5, 6)
 SOURCES = ["exact", "per channel", "rounded"]
 
 
-def moving(source: str, nodes: list[onnx.NodeProto], constants: Constants, shape: tuple[int, ...] = SHAPE) -> None:
+def assert_moved(
+    source: str, nodes: list[onnx.NodeProto], constants: Constants, shape: tuple[int, ...] = SHAPE
+) -> None:
     """Run nodes that read `v`: codes on one grid, on one grid for each channel, or float32 results."""
     if source == "per channel":
         exponents = [-3, -7, -1][: shape[0]]
@@ -41,19 +43,19 @@ def whole(*values: int) -> npt.NDArray[np.int64]:
 @pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
 @pytest.mark.parametrize("pads", [(0, 0, 1, 2, 0, 0, 3, 0), (0, 1, 0, 2, 0, 0, 2, 1)])
 def test_pads_of_every_mode_and_side(source: str, mode: str, pads: tuple[int, ...]) -> None:
-    moving(source, [helper.make_node("Pad", ["v", "pads"], ["y"], mode=mode)], {"pads": whole(*pads)})
+    assert_moved(source, [helper.make_node("Pad", ["v", "pads"], ["y"], mode=mode)], {"pads": whole(*pads)})
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_pads_with_a_value_and_pads_that_cut(source: str) -> None:
     constants: Constants = {"pads": whole(0, 0, -1, 2, 0, 0, 1, -3), "value": np.float32(-0.3)}
-    moving(source, [helper.make_node("Pad", ["v", "pads", "value"], ["y"])], constants)
+    assert_moved(source, [helper.make_node("Pad", ["v", "pads", "value"], ["y"])], constants)
 
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("perm", [[0, 2, 3, 1], [0, 3, 1, 2], [0, 1, 3, 2]])
 def test_transposes(source: str, perm: list[int]) -> None:
-    moving(source, [helper.make_node("Transpose", ["v"], ["y"], perm=perm)], {})
+    assert_moved(source, [helper.make_node("Transpose", ["v"], ["y"], perm=perm)], {})
 
 
 @settings(max_examples=60, deadline=None)
@@ -68,7 +70,7 @@ def test_slices_with_any_bounds_and_steps(start: int, end: int, step: int, axis:
     assume(len(range(size)[_bound(start, end, step, size)]) > 0)
     constants: Constants = {"from": whole(start), "to": whole(end), "axes": whole(axis), "steps": whole(step)}
     nodes = [helper.make_node("Slice", ["v", "from", "to", "axes", "steps"], ["y"])]
-    moving("exact", nodes, constants)
+    assert_moved("exact", nodes, constants)
 
 
 def _bound(start: int, end: int, step: int, size: int) -> slice:
@@ -83,7 +85,7 @@ def _bound(start: int, end: int, step: int, size: int) -> slice:
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("axis", [1, 2, -1])
 def test_concats_on_any_axis(source: str, axis: int) -> None:
-    moving(source, [helper.make_node("Concat", ["v", "x.values", "v"], ["y"], axis=axis)], {})
+    assert_moved(source, [helper.make_node("Concat", ["v", "x.values", "v"], ["y"], axis=axis)], {})
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -95,7 +97,7 @@ def test_squeeze_unsqueeze_flatten_reshape_and_gather(source: str) -> None:
         helper.make_node("Reshape", ["c", "shape"], ["d"]),
         helper.make_node("Flatten", ["d"], ["y"], axis=2),
     ]
-    moving(source, nodes, {"at": whole(2), "order": whole(2, 0, 0), "shape": whole(0, -1, 9)})
+    assert_moved(source, nodes, {"at": whole(2), "order": whole(2, 0, 0), "shape": whole(0, -1, 9)})
 
 
 def test_channel_shuffles_move_per_channel_grids() -> None:
@@ -105,7 +107,7 @@ def test_channel_shuffles_move_per_channel_grids() -> None:
         helper.make_node("Reshape", ["b", "join"], ["y"]),
     ]
     for source in SOURCES:
-        moving(source, nodes, {"split": whole(0, 3, 1, 5, 6), "join": whole(0, 3, 5, 6)})
+        assert_moved(source, nodes, {"split": whole(0, 3, 1, 5, 6), "join": whole(0, 3, 5, 6)})
 
 
 def test_a_constant_is_expanded_to_the_batch() -> None:
