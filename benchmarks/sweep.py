@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else benchmarks/
 from benchmarks.networks_page import RESULTS, read_trials, write_page
 from benchmarks.trial import TARGETS, Outcome, Trial, attempt, limit_memory
 from benchmarks.zoo import Entry, smallest_of_timm, torchvision_entries
+from engines.errors import InputError
 
 __all__ = ["main"]
 
@@ -91,6 +92,8 @@ def _child(sender: Connection, entry: Entry, memory_gib: float) -> None:
     family, model = entry
     try:
         trial = attempt(model, family, TARGETS)
+    except InputError as error:
+        trial = Trial(model, family, outcomes={"": Outcome("refused", error.what)})
     except Exception as error:  # whatever it is, it goes into the table
         trial = _failed(entry, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     sender.send(trial)
