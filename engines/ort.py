@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["CpuFeatures", "OrtRunner", "cpu_features"]
 
 Known = Literal["yes", "no", "unknown"]
+_QUANTIZES_WEIGHTS: Final = "WeightBiasQuantization"  # one of onnxruntime's optimizers
 _ERRORS_ONLY: Final = 3  # onnxruntime's severity: warnings about unusual graphs would litter stderr
 
 
@@ -104,14 +105,24 @@ class OrtRunner:
         options.log_severity_level = _ERRORS_ONLY
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
+        # between DequantizeLinear and QuantizeLinear onnxruntime would quantize float weights by a rule of its own
+        disabled = [_QUANTIZES_WEIGHTS] if self._holds_float_weights() else []
         source = self._with_outputs(extra).SerializeToString() if extra else str(self._path)
         try:
-            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            )
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise InputError(
                 f"{self._path} is refused by onnxruntime {onnxruntime.__version__}: {_one_line(error)}.",
                 "export the model again, or upgrade onnxruntime if the file is newer than it.",
             ) from error
+
+    def _holds_float_weights(self) -> bool:
+        """Whether a part of a quantized net was kept in float."""
+        constants = {tensor.name for tensor in self._graph.model.graph.initializer}
+        weighted = (node for node in self._graph.nodes if node.op_type in {"Conv", "ConvTranspose", "Gemm"})
+        return bool(self.code_names) and any(node.input[1] in constants for node in weighted)
 
     def _with_outputs(self, names: Sequence[str]) -> onnx.ModelProto:
         """A copy of the model in which these tensors are outputs too; the file stays as it is."""

@@ -16,7 +16,7 @@ __all__ = ["as_depthwise", "fold_affines", "scaled_outputs"]
 def fold_affines(graph: Graph, state: dict[str, Tensor]) -> Graph:
     """Take every `affine` node out of the graph.
 
-    It goes into the layer or batch norm before it, if that has no other reader; else into the one layer behind it,
+    It goes into the layer or norm before it, if that has no other reader; else into the one layer behind it,
     where padding can't mix its shift with zeros; else it becomes a 1x1 depthwise convolution.
 
     Args:
@@ -35,7 +35,7 @@ def fold_affines(graph: Graph, state: dict[str, Tensor]) -> Graph:
         weight, bias = (state.pop(f"{node.name}.{key}") for key in ("weight", "bias"))
         before = result[current.inputs[0]]
         after = readers[node.name][0] if uses[node.name] == 1 and readers[node.name] else None
-        if before.kind in WEIGHTED | {"batch_norm"} and uses[node.inputs[0]] == 1:
+        if before.kind in WEIGHTED | {"batch_norm", "norm"} and uses[node.inputs[0]] == 1:
             _scale_layer(before, state, weight, bias)
             renamed[node.name] = before.name
         elif after is not None and _absorbs(after, state, bias):
@@ -93,7 +93,7 @@ def scaled_outputs(node: Node, weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def _scale_layer(node: Node, state: dict[str, Tensor], weight: Tensor, bias: Tensor) -> None:
-    if node.kind == "batch_norm":
+    if node.kind in {"batch_norm", "norm"}:
         state[f"{node.name}.weight"] = state[f"{node.name}.weight"] * weight
     else:
         state[f"{node.name}.weight"] = scaled_outputs(node, state[f"{node.name}.weight"], weight)

@@ -119,6 +119,12 @@ def calibrate_run(
     float_top1 = top1_percent(floating, splits.val, device=device, on_bad=on_bad, bad=bad)
     net.to(device).set_mode("quantize")
     top1 = top1_percent(net, splits.val, device=device, on_bad=on_bad, bad=bad)
+    chance = 100 / len(facts.classes)
+    if len(facts.classes) > 1 and float_top1 <= 1.2 * chance:
+        warnings.append(
+            f"the float net is right on {float_top1:.2f} % of the validation images, about what guessing gives: check "
+            "its weights, and that images are prepared as it was trained (--resize, --crop, --mean, --std)."
+        )
     stored = StoredNet(
         net=net.cpu(), recipe=recipe, facts=facts.model_copy(update={"ranges": [r.as_dict() for r in ranges]})
     )

@@ -87,9 +87,11 @@ def choose_outputs(outputs: Collection[str], wanted: str | None) -> tuple[str, .
         return tuple(outputs)
     if wanted is not None:
         if wanted not in outputs:
-            raise InputError(
-                f"the model has no output {wanted!r}.", f"choose one of {', '.join(map(repr, outputs)) or 'none'}."
+            lone = tuple(outputs) == ("",)
+            remedy = (
+                "it has one; leave --model-output out." if lone else f"choose one of {', '.join(outputs) or 'none'}."
             )
+            raise InputError(f"the model has no output {wanted!r}.", remedy)
         return (wanted,)
     if not outputs:
         raise InputError("the model returns no tensor.", "wrap it in a module that returns the logits.")

@@ -107,7 +107,7 @@ bits_option = click.option(
     "--bits",
     multiple=True,
     metavar="8|4|PATTERN=N",
-    help="Precision of weights and activations, or of the layers whose names match; repeatable.  [default: 8]",
+    help="Precision, or (N from 2 to 8) that of layers whose names match; repeatable.  [default: 8]",
 )
 
 layer_options = _options(
@@ -115,7 +115,11 @@ layer_options = _options(
     click.option(
         "--skip", multiple=True, metavar="PATTERN", help="Keep matching layers' weights in float; repeatable."
     ),
-    click.option("--model-output", metavar="NAME", help="Which output to keep, where the model returns several."),
+    click.option(
+        "--model-output",
+        metavar="NAME",
+        help="Which of several outputs to keep: a key, or 0, 1, ...",
+    ),
     click.option(
         "--certify/--no-certify",
         default=None,

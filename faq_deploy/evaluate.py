@@ -130,6 +130,9 @@ def evaluate(
         if facts.epoch:
             which = f"The weights are those of the {facts.kept} epoch ({facts.epoch})."
         verdict = verdict.model_copy(update={"sentences": [*verdict.sentences, which]})
+    if any(node.is_float for node in loaded.quantized.net.graph):
+        said = "Parts of the net are kept in float, so codes that differ are reported and not judged."
+        verdict = verdict.model_copy(update={"sentences": [*verdict.sentences, said]})
     return Report(
         faq_deploy=__version__,
         created=datetime.now(UTC).replace(microsecond=0),

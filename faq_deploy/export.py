@@ -19,7 +19,6 @@ from engines.runner import FloatArray
 from faq_deploy.agreement import Agreement, compare
 from faq_deploy.certificate import LayerBound, certificate, over_the_bound
 from faq_deploy.emit import emit_graph
-from faq_deploy.graph import WEIGHTED
 from faq_deploy.stored_net import StoredNet
 
 __all__ = ["ExportResult", "export_onnx"]
@@ -152,11 +151,10 @@ def _explain(stored: StoredNet, agreements: list[Agreement], bounds: list[LayerB
             f"{len(over)} of {len(bounds)} sums could in the worst case pass 2^24, where fp32 rounds "
             f"({over_the_bound(bounds)}); they are exact on the images that were compared."
         )
-    in_float = sum(node.is_float and node.kind in WEIGHTED for node in stored.net.graph)
+    in_float = sum(node.is_float for node in stored.net.graph if node.kind != "quantize")
     if in_float:
         sentences.append(
-            f"{in_float} layer{'s stay' if in_float > 1 else ' stays'} in float, where every runtime rounds in its own "
-            f"way: {_seen(agreements)}."
+            f"parts of the net stay in float, where every runtime rounds in its own way: {_seen(agreements)}."
         )
     for agreement in agreements:
         if agreement.equal or in_float:

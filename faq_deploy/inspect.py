@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from torch import Tensor, nn
 
 from engines.errors import InputError
 from faq_deploy.build_layers import grid_of
+from faq_deploy.capture import choose_outputs
 from faq_deploy.graph import WEIGHTED, Node
 from faq_deploy.inspect_view import NetView, is_depthwise
 from faq_deploy.inspect_warnings import warnings_about
@@ -20,6 +22,7 @@ from faq_deploy.new_run import QuantizeOptions, make_recipe
 from faq_deploy.recipe import Recipe, resolved
 from faq_deploy.rewrite import rewrite
 from faq_deploy.run_data import preprocessing_for, trained_preprocessing
+from faq_deploy.tracing import evaluating, labelled
 
 __all__ = ["FloatRow", "Inspection", "LayerRow", "Share", "inspect_model", "inspect_net"]
 
@@ -152,7 +155,21 @@ def inspect_model(options: QuantizeOptions, input_size: tuple[int, int] | None =
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(recipe.training.seed))
     net = rewrite(loaded.module, example, recipe)
     never_negative = all(mean <= 0 for mean in preprocessing.mean)
-    return inspect_net(net, recipe, options.model, images_never_negative=never_negative)
+    found = inspect_net(net, recipe, options.model, images_never_negative=never_negative)
+    said = _outputs_in_words(loaded.module, example, recipe.layers.output)
+    return dataclasses.replace(found, warnings=(*said, *found.warnings))
+
+
+def _outputs_in_words(module: nn.Module, example: Tensor, wanted: str) -> list[str]:
+    with evaluating(module), torch.inference_mode():
+        labels = list(labelled(module(example)))
+    if len(labels) < 2:
+        return []
+    (kept,) = choose_outputs(labels, wanted or None)
+    return [
+        f"the model returns {', '.join(labels)}: {kept} is what this table describes and quantize keeps "
+        "(--set layers.output=NAME takes another; quantize: --model-output NAME)."
+    ]
 
 
 def inspect_net(net: QuantizedNet, recipe: Recipe, model: str, *, images_never_negative: bool = False) -> Inspection:

@@ -75,7 +75,7 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int, ou
         raise InputError(
             f"{model} gives an output of shape {'x'.join(map(str, logits.shape[1:]))} per image, not logits.",
             "give a classifier: one number per class and image"
-            + (", or name another output with --model-output." if len(named) > 1 else "."),
+            + (f", or name another output of {', '.join(named)} with --model-output." if len(named) > 1 else "."),
         )
     if logits.shape[1] != classes:
         remedy = f"pass --num-classes {classes}, weights with that head, or another data folder."

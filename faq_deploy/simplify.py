@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engines.errors import InputError
 from faq_deploy.graph import Graph, Node, Setting
+from faq_deploy.written_norms import name_layer_norms
 
 __all__ = ["simplify"]
 
@@ -33,7 +34,7 @@ def simplify(graph: Graph, state: State) -> tuple[Graph, State]:
         InputError: padding with -inf that no max pool takes over.
     """
     kept = dict(state)
-    for rewrite in (_merge_pads, _name_gated, _merge_affines, _join_channels):
+    for rewrite in (name_layer_norms, _merge_pads, _name_gated, _merge_affines, _join_channels):
         graph = _without_dead(rewrite(graph, kept))
     lowest = next((n for n in graph if n.kind == "pad" and n.settings["mode"] == "lowest"), None)
     if lowest is not None:

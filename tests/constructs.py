@@ -81,6 +81,20 @@ class _ChannelsLast(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
 
+class _WrittenNorm(nn.Module):
+    """ConvNeXt's own layer norm over the channels of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.linspace(0.5, 1.5, 8)), nn.Parameter(torch.linspace(-1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = x.mean(1, keepdim=True)
+        s = (x - u).pow(2).mean(1, keepdim=True)
+        x = (x - u) / torch.sqrt(s + 1e-6)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
 class _Tied(nn.Module):
     """Two layers with one weight."""
 
@@ -286,6 +300,7 @@ CONSTRUCTS: Final[dict[str, Callable[[], nn.Module]]] = {
         lambda s, x: F.relu(s.m["n"](s.m["a"](x))), a=_conv(), n=nn.InstanceNorm2d(8, affine=True)
     ),
     "layer norm over images": _around(lambda s, x: s.m["a"](s.m["n"](x)), a=_conv(), n=nn.LayerNorm([8, 16, 16])),
+    "layer norm written out": _around(lambda s, x: s.m["n"](s.m["a"](x)), a=_conv(), n=_WrittenNorm()),
     "rms norm over channels": _around(
         lambda s, x: s.m["a"](s.m["n"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), a=_conv(), n=nn.RMSNorm(8)
     ),
