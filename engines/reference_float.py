@@ -69,6 +69,16 @@ def _elu(x: WideArray, alpha: float) -> WideArray:
     return np.where(x < 0, alpha * np.expm1(np.minimum(x, 0.0)), x)
 
 
+def _sqrt(inputs: Inputs, attributes: Attributes) -> Value:
+    """A root is rounded in any case, so that its operand may be (in norms that were kept in float)."""
+    x = given(inputs, 0)
+    if isinstance(x, FixedTensor):
+        wide = np.ldexp(x.codes.astype(np.float64), x.exponent) / x.divisor
+    else:
+        wide = floats(x).astype(np.float64)
+    return Rounded(np.sqrt(wide.astype(np.float32).astype(np.float64)).astype(np.float32))
+
+
 FUNCTIONS: Final[Mapping[str, Operator]] = {
     "Cos": _function(lambda x, _: np.cos(x)),
     "Elu": _function(_elu),
@@ -80,6 +90,6 @@ FUNCTIONS: Final[Mapping[str, Operator]] = {
     "Sin": _function(lambda x, _: np.sin(x)),
     "Softplus": _function(_softplus),
     "Softsign": _function(lambda x, _: x / (1.0 + np.abs(x))),
-    "Sqrt": _function(lambda x, _: np.sqrt(x)),  # of float32: rounding twice does no harm
+    "Sqrt": _sqrt,
     "Tanh": _function(lambda x, _: np.tanh(x)),
 }

@@ -118,7 +118,7 @@ def evaluated(run: Path, report: Report, *, as_json: bool) -> None:
     for name in names:
         table.add_column(name, justify="left" if name == "stage" else "right", overflow="fold")
     for stage in report.stages:
-        table.add_row(*_cells(stage))
+        table.add_row(*_cells(stage, report.images))
     for engine in report.engines:
         if engine.status == "not asked for":
             table.add_row(f"engine {engine.name}", engine.status, *[""] * 6)
@@ -144,7 +144,8 @@ def image_progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, advance=done, total=total)
 
 
-def _cells(stage: Stage) -> list[str]:
+def _cells(stage: Stage, images: int) -> list[str]:
+    """A row of the table; no accuracy where only some of the images were run, which are not a fair sample."""
     if stage.skipped is not None:
         return [stage.name, "skipped", *[""] * 6]
     first = stage.kind in {"float", "quantized"}
@@ -152,8 +153,8 @@ def _cells(stage: Stage) -> list[str]:
     return [
         stage.name,
         f"{stage.images:,}",
-        f"{stage.top1:.2f} %",
-        "" if stage.top5 is None else f"{stage.top5:.2f} %",
+        f"{stage.top1:.2f} %" if stage.images == images else "",
+        "" if stage.top5 is None or stage.images != images else f"{stage.top5:.2f} %",
         "" if stage.kind == "quantized" else str(stage.flips),
         codes,
         "" if first else f"{stage.max_logit_difference:g}",

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from engines.errors import InputError
 from engines.ort import OrtRunner
@@ -65,12 +66,34 @@ def test_float_parts_keep_their_weights_and_run_everywhere(
     data = images(4).numpy()
     path = tmp_path / "model.onnx"
     result = export_onnx(stored, path, data, versions={}, checkpoint_sha256="")
-    assert any(" in float, where every runtime" in warning for warning in result.warnings)
+    assert any("parts of the net stay in float" in warning for warning in result.warnings)
     with torch.inference_mode():
         wanted = stored.net(torch.from_numpy(data)).numpy()
     for runner in (ReferenceRunner(path), OrtRunner(path)):
         assert np.abs(runner(data) - wanted).max() < 0.05 * np.abs(wanted).max()
         runner.close()
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_optimized_onnxruntime_leaves_float_layers_in_float(target: str, tmp_path: Path) -> None:
+    stored = net_with({"skip": ["blocks.*"]}, target)
+    data = images(4).numpy()
+    path = tmp_path / "model.onnx"
+    export_onnx(stored, path, data, versions={}, checkpoint_sha256="")
+    optimized, oracle = OrtRunner(path).codes(data), OrtRunner(path, oracle=True).codes(data)
+    names = [name for name in oracle if name != "logits"]
+    differing = sum(int((optimized[name] != oracle[name]).sum()) for name in names)
+    # onnxruntime's own quantization of these weights changed 8 % of the codes
+    assert differing <= sum(oracle[name].size for name in names) // 2000
+
+
+def test_norm_kept_in_float_is_no_broken_proof(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.append(nn.Linear(8, 5))
+    stored = quantized_net(model.eval(), override(make_recipe(), {"layers.leaf": ["1"]}))
+    result = export_onnx(stored, tmp_path / "model.onnx", images(8).numpy(), versions={}, checkpoint_sha256="")
+    assert any("parts of the net stay in float" in warning for warning in result.warnings)
 
 
 def test_leaf_holds_no_quantizer() -> None:
