@@ -33,6 +33,7 @@ ATTENTION: Final = "attention is not supported"  # how a transformer is refused
 
 _ORDER: Final = (*TARGETS, "")
 _SIZES: Final = (64, 96, 160)  # pixels: tried in turn before the architecture's own
+_USUAL: Final = 224  # a few take other sizes with their published weights than without
 _CALIBRATION, _COMPARED = 8, 4  # images
 
 Status = Literal["exact", "refused", "differs", "bug"]
@@ -128,7 +129,7 @@ def attempt(model: str, family: str, targets: Sequence[str]) -> Trial:
     net = loaded.module
     parameters = sum(p.numel() for p in net.parameters())
     channels, *_, own = loaded.input_size or (3, 224, 224)
-    size = next((s for s in _SIZES if s <= own and _runs(net, channels, s)), own)
+    size = next((s for s in (*_SIZES, own, _USUAL) if _runs(net, channels, s)), own)
     images = torch.randn(_CALIBRATION, channels, size, size, generator=torch.Generator().manual_seed(1))
     _wake(net)
     settle(net, images)

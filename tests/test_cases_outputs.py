@@ -63,7 +63,7 @@ def test_a_dict_in_eval_and_a_tuple_in_training_agree_at_export(
     assert float_difference_of_logits(Optional().eval()) == 0.0
     with pytest.raises(InputError, match=r"no output 'loss'") as caught:
         capture(Optional(), images(), output="loss")
-    assert caught.value.remedy == "choose one of 'feat', 'logits'."
+    assert caught.value.remedy == "choose one of feat, logits."
 
 
 def float_difference_of_logits(model: Optional) -> float:
