@@ -63,3 +63,16 @@ def test_codes_are_the_same_everywhere_after_a_training_step(name: str, target: 
         for runner in (ReferenceRunner(path), OrtRunner(path)):
             assert np.array_equal(runner(piece), logits)
             runner.close()
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_images_of_any_number_of_channels_and_memory_format(channels: int, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+    model = model.to(memory_format=torch.channels_last)
+    data = torch.randn(6, channels, 12, 12).contiguous(memory_format=torch.channels_last)
+    stored = quantized_net(model.eval(), make_recipe("onnxruntime"), data)
+    result = export_onnx(stored, tmp_path / "model.onnx", data.numpy(), versions={}, checkpoint_sha256="")
+    assert all(a.equal and a.codes_compared > 0 for a in result.agreements)
