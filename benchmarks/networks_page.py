@@ -120,7 +120,7 @@ def _why(trial: Trial) -> str:
     for target, outcome in trial.outcomes.items():
         if outcome.status != "exact":
             said.setdefault(outcome.reason or outcome.status, []).append(target)
-    return " ".join(f"{', '.join(filter(None, targets)) or 'stopped'}: {reason}" for reason, targets in said.items())
+    return " ".join(": ".join(filter(None, (", ".join(targets), reason))) for reason, targets in said.items())
 
 
 def _both(trial: Trial, read: Callable[[Outcome], int]) -> str:

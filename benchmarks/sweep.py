@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -32,6 +33,8 @@ from benchmarks.zoo import Entry, smallest_of_timm, torchvision_entries
 from engines.errors import InputError
 
 __all__ = ["main"]
+
+_NEARLY: Final = 0.9  # of the memory that it may have: what fails then, fails for want of memory
 
 
 def main() -> None:
@@ -76,7 +79,8 @@ def _tried(entry: Entry, seconds: int, memory_gib: float) -> Trial:
             return _failed(entry, f"stopped after {seconds} s")
         trial = receiver.recv()
         assert isinstance(trial, Trial)
-        return trial
+        full = trial.status == "bug" and trial.peak_mib > _NEARLY * memory_gib * 1024
+        return _failed(entry, f"stopped: it needs over {memory_gib:g} GiB") if full else trial
     except EOFError:
         process.join()
         return _failed(entry, f"stopped with exit code {process.exitcode}: probably over {memory_gib:g} GiB")
