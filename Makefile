@@ -28,7 +28,7 @@ lint: $(VENV)/dev.stamp ## ruff, mypy --strict
 	$(BIN)/mypy --strict
 
 bench: $(VENV)/dev.stamp ## every script in benchmarks/ that needs no photos, one after the other
-	@set -e; for script in $$(grep -L required=True $$(grep -l __main__ benchmarks/*.py) | grep -v sweep.py); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $$(grep -L required=True $$(grep -l __main__ benchmarks/*.py) | grep -v -e sweep.py -e trial.py); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## remove .venv, caches, builds and the demo's run; other runs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo
