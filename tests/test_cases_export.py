@@ -19,6 +19,7 @@ from engines.qdq_graph import read_graph, zero_points
 from engines.reference import ReferenceRunner
 from faq_deploy.capture import capture
 from tests.case_checks import agreeing, all_levels, codes_at_all_levels, float_difference
+from tests.constructs import Shuffled
 from tests.quantized import images
 
 
@@ -85,26 +86,6 @@ def test_a_pool_whose_last_window_is_padding_along_one_axis_is_refused_by_name()
         InputError, match=r"avg_pool2d whose last window, by ceil_mode, .*\(node avg_pool2d, test_cases"
     ):
         capture(Averaged(stride=3), torch.randn(2, 1, 5, 6))
-
-
-class Shuffled(nn.Module):
-    """The batch size as a number, taken from the shape and used four ways."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(2)
-        self.a, self.f = nn.Conv2d(3, 8, 3, 2), nn.Linear(16, 10)
-        self.t = nn.Parameter(torch.randn(1, 8, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
-        b = x.shape[0]
-        y = F.relu(self.a(x))
-        _, c, h, w = y.shape
-        y = y.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h * w)
-        y = torch.cat([y, self.t.expand(b, -1, -1)], 2).flatten(2)
-        logits: Tensor = self.f(torch.cat([y.mean(2), y.new_zeros(int(b), 8)], 1))
-        return logits
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])

@@ -15,30 +15,8 @@ from engines.reference import ReferenceRunner
 from faq_deploy.capture import capture
 from faq_deploy.rewrite import rewrite
 from tests.case_checks import agreeing, all_levels
+from tests.constructs import Options
 from tests.quantized import images, make_recipe
-
-
-class Optional(nn.Module):
-    """Flags, defaults, a loss branch; a dict in eval, a tuple in training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(5)
-        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
-
-    def forward(
-        self, x: Tensor, y: Tensor | None = None, flag: bool = True, *, temperature: float = 1.0, **kw: object
-    ) -> object:
-        """Logits and features, or a loss."""
-        assert x.dim() == 4
-        print("forward")
-        if x.shape[1] == 1:
-            x = x.repeat(1, 3, 1, 1)
-        feat = F.relu(self.conv(x)).mean((2, 3))
-        logits = self.fc(feat) / temperature
-        if y is not None:
-            return F.cross_entropy(logits, y)
-        return (logits, feat) if self.training else {"feat": feat, "logits": logits}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -46,7 +24,7 @@ class Optional(nn.Module):
 def test_the_eval_path_with_defaults_is_taken_and_its_outputs_have_names(
     channels: int, output: str | None, chosen: str
 ) -> None:
-    model, data = Optional().train(), images()[:, :channels].contiguous()
+    model, data = Options().train(), images()[:, :channels].contiguous()
     captured = capture(model, data, output=output)
     assert (captured.outputs, captured.chosen) == (("feat", "logits"), (chosen,))
     assert {node.kind for node in captured.graph if node.name in captured.graph.outputs} == {
@@ -58,15 +36,15 @@ def test_the_eval_path_with_defaults_is_taken_and_its_outputs_have_names(
 def test_a_dict_in_eval_and_a_tuple_in_training_agree_at_export(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = agreeing(Optional().eval(), tmp_path)
+    made = agreeing(Options().eval(), tmp_path)
     assert [value.name for value in made.onnx.graph.output] == ["logits"]
-    assert float_difference_of_logits(Optional().eval()) == 0.0
+    assert float_difference_of_logits(Options().eval()) == 0.0
     with pytest.raises(InputError, match=r"no output 'loss'") as caught:
-        capture(Optional(), images(), output="loss")
+        capture(Options(), images(), output="loss")
     assert caught.value.remedy == "choose one of feat, logits."
 
 
-def float_difference_of_logits(model: Optional) -> float:
+def float_difference_of_logits(model: Options) -> float:
     """The largest difference of the output `logits`, quantizers off."""
     net = rewrite(model, images(), make_recipe())
     with torch.inference_mode():
@@ -119,7 +97,7 @@ def test_max_pooling_of_negative_codes_stays_negative_in_the_corners(
         assert np.array_equal(logits, wanted.numpy())
 
 
-class Unpooled(Optional):
+class Unpooled(Options):
     """Reads the indices of its max pool."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
