@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 
 import torch
 from torch import Tensor
 
-from faq_deploy.graph import WEIGHTED, Graph, Node, Setting
+from faq_deploy.graph import WEIGHTED, Graph, Node, Setting, pointwise
 
 __all__ = ["as_depthwise", "fold_affines", "scaled_outputs"]
 
@@ -23,7 +22,7 @@ def fold_affines(graph: Graph, state: dict[str, Tensor]) -> Graph:
         graph: float graph.
         state: its parameters; changed in place.
     """
-    uses = Counter([i for node in graph for i in node.inputs] + list(graph.outputs))
+    uses = graph.uses()
     readers = graph.consumers()
     result: dict[str, Node] = {}
     renamed: dict[str, str] = {}
@@ -57,13 +56,7 @@ def as_depthwise(node: Node, state: dict[str, Tensor], weight: Tensor, bias: Ten
     spatial = node.settings.get("spatial", 2)
     assert isinstance(spatial, int)
     count = spatial or 2  # features are images of one pixel
-    settings: dict[str, Setting] = {
-        "stride": [1] * count,
-        "padding": [0] * count,
-        "dilation": [1] * count,
-        "groups": len(weight),
-        "affine": True,
-    }
+    settings: dict[str, Setting] = pointwise(count, groups=len(weight)) | {"affine": True}
     name = node.name if spatial else f"{node.name}_affine"
     state[f"{name}.weight"] = weight.float().reshape(-1, 1, *[1] * count)
     state[f"{name}.bias"] = bias.float()

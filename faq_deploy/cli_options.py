@@ -8,7 +8,21 @@ from typing import Final, TypeVar
 
 import rich_click as click
 
-__all__ = ["bits_option", "build_options", "eval_options", "float_options", "layer_options", "training_options"]
+__all__ = [
+    "assignments_option",
+    "bits_option",
+    "build_options",
+    "color_option",
+    "cpu_option",
+    "eval_options",
+    "float_options",
+    "json_option",
+    "layer_options",
+    "mean_option",
+    "options",
+    "std_option",
+    "training_options",
+]
 
 _T = TypeVar("_T")
 
@@ -46,7 +60,9 @@ click.rich_click.OPTION_GROUPS = {
 }
 
 
-def _options(*decorators: Callable[[_T], _T]) -> Callable[[_T], _T]:
+def options(*decorators: Callable[[_T], _T]) -> Callable[[_T], _T]:
+    """One decorator of many, in the order in which --help shows them."""
+
     def apply(function: _T) -> _T:
         for decorator in reversed(decorators):
             function = decorator(function)
@@ -55,7 +71,25 @@ def _options(*decorators: Callable[[_T], _T]) -> Callable[[_T], _T]:
     return apply
 
 
-_model_and_data = _options(
+mean_option = click.option("--mean", metavar="M[,M,M]", help="Channel means, of pixels scaled to 0..1.")
+std_option = click.option("--std", metavar="S[,S,S]", help="Channel standard deviations.")
+color_option = click.option("--color", type=click.Choice(["RGB", "L"]), help="Three channels, or one.")
+cpu_option = click.option(
+    "--cpu", type=click.Choice(["any", "vnni"]), help="Which x86 CPUs target onnxruntime is exact on."
+)
+assignments_option = click.option(
+    "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any other value of the recipe."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_on_bad_image = click.option(
+    "--on-bad-image",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What to do about an image that can't be read.",
+)
+
+_model_and_data = options(
     click.option("--weights", metavar="FILE|NAME", help="Checkpoint file, a torchvision weights name, or `random`."),
     click.option(
         "--num-classes", type=click.IntRange(1), help="Classes of the head; follows the checkpoint if absent."
@@ -70,37 +104,31 @@ _model_and_data = _options(
     click.option(
         "--class-order", type=click.Choice(["lexical", "numeric"]), help="Order of class folders named 0, 1, ..."
     ),
-    click.option(
-        "--on-bad-image",
-        type=click.Choice(["error", "skip"]),
-        default="error",
-        show_default=True,
-        help="What to do about an image that can't be read.",
-    ),
+    _on_bad_image,
 )
 
-_training = _options(
+_training = options(
     click.option("--epochs", type=click.IntRange(0), help="Passes over the training images; 0 trains nothing."),
     click.option("--lr", type=float, help="First learning rate."),
     click.option("--batch-size", type=click.IntRange(1), help="Images a training step."),
     click.option("--seed", type=click.IntRange(0), help="Of image order, augmentation and dropout."),
-    click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any other value of the recipe."),
+    assignments_option,
 )
 
-_run = _options(
+_run = options(
     click.option("--resize", type=click.IntRange(0), help="Shorter side in pixels; 0 leaves the size as it is."),
     click.option("--crop", type=click.IntRange(0), help="Center crop in pixels; 0 takes the whole image."),
-    click.option("--mean", metavar="M[,M,M]", help="Channel means, of pixels scaled to 0..1."),
-    click.option("--std", metavar="S[,S,S]", help="Channel standard deviations."),
+    mean_option,
+    std_option,
     click.option("--interpolation", type=click.Choice(["bilinear", "bicubic", "nearest"]), help="Of the resize."),
-    click.option("--color", type=click.Choice(["RGB", "L"]), help="Three channels, or one."),
+    color_option,
     click.option("--orientation", type=click.Choice(["stored", "upright"]), help="Ignore or obey EXIF orientation."),
     click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="The run folder."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted run in that folder."),
     click.option("--force", is_flag=True, help="Replace a run that is there."),
     click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to train."),
     click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that load images."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    json_option,
 )
 
 bits_option = click.option(
@@ -110,7 +138,7 @@ bits_option = click.option(
     help="Precision, or (N from 2 to 8) that of layers whose names match; repeatable.  [default: 8]",
 )
 
-layer_options = _options(
+layer_options = options(
     click.option("--leaf", multiple=True, metavar="MODULE", help="Keep a part of the model in float; repeatable."),
     click.option(
         "--skip", multiple=True, metavar="PATTERN", help="Keep matching layers' weights in float; repeatable."
@@ -127,7 +155,7 @@ layer_options = _options(
     ),
 )
 
-training_options = _options(
+training_options = options(
     _model_and_data,
     click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`; by default the one of --bits."),
     bits_option,
@@ -136,7 +164,7 @@ training_options = _options(
         type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
         help="Whose grids to train on.  [default: tensorrt]",
     ),
-    click.option("--cpu", type=click.Choice(["any", "vnni"]), help="Which x86 CPUs target onnxruntime is exact on."),
+    cpu_option,
     layer_options,
     _training,
     click.option(
@@ -147,14 +175,14 @@ training_options = _options(
     _run,
 )
 
-float_options = _options(
+float_options = options(
     _model_and_data,
     click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`.  [default: float]"),
     _training,
     _run,
 )
 
-build_options = _options(
+build_options = options(
     click.option(
         "--runtime",
         "runtimes",
@@ -184,10 +212,10 @@ build_options = _options(
         help="Folder for engines built from FILE.onnx.  [default: FILE.engines beside it]",
     ),
     click.option("--force", is_flag=True, help="Build again what is there already."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    json_option,
 )
 
-eval_options = _options(
+eval_options = options(
     click.option("--data", help="The same data in another place."),
     click.option(
         "--engine",
@@ -226,12 +254,6 @@ eval_options = _options(
         show_default=True,
         help="Images that the NumPy integer reference runs.",
     ),
-    click.option(
-        "--on-bad-image",
-        type=click.Choice(["error", "skip"]),
-        default="error",
-        show_default=True,
-        help="What to do about an image that can't be read.",
-    ),
+    _on_bad_image,
     click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
 )

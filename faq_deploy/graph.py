@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from engines.errors import InputError
 
-__all__ = ["TRANSPARENT", "WEIGHTED", "Graph", "Kind", "Node", "Setting"]
+__all__ = ["TRANSPARENT", "WEIGHTED", "Graph", "Kind", "Node", "Setting", "pointwise"]
 
 Setting = bool | int | float | str | list[int] | None
 
@@ -124,6 +125,10 @@ class Graph:
         """Nodes by name."""
         return {node.name: node for node in self.nodes}
 
+    def uses(self) -> Counter[str]:
+        """How often each node is read; being an output counts."""
+        return Counter([i for node in self.nodes for i in node.inputs] + list(self.outputs))
+
     def consumers(self) -> dict[str, list[Node]]:
         """The nodes that read each node, in order."""
         readers: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
@@ -164,3 +169,13 @@ class Graph:
                 )
             seen.add(node.name)
         return graph
+
+
+def pointwise(dims: int, groups: int = 1) -> dict[str, Setting]:
+    """Settings of a convolution whose kernel has one tap.
+
+    Args:
+        dims: axes of positions.
+        groups: of channels.
+    """
+    return {"stride": [1] * dims, "padding": [0] * dims, "dilation": [1] * dims, "groups": groups}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from typing import Final
 
 import torch
@@ -47,7 +46,7 @@ def simplify(graph: Graph, state: State) -> tuple[Graph, State]:
 
 def _merge_pads(graph: Graph, state: State) -> Graph:
     """Zero padding becomes the convolution's own, padding with -inf the max pool's."""
-    nodes, uses = graph.by_name(), _uses(graph)
+    nodes, uses = graph.by_name(), graph.uses()
     result = []
     for node in graph:
         before = nodes[node.inputs[0]] if node.inputs else node
@@ -68,7 +67,7 @@ def _merge_pads(graph: Graph, state: State) -> Graph:
 
 def _name_gated(graph: Graph, state: State) -> Graph:
     """x·sigmoid(x) is SiLU: one table instead of two and a product."""
-    nodes, uses = graph.by_name(), _uses(graph)
+    nodes, uses = graph.by_name(), graph.uses()
     result = []
     for node in graph:
         if node.kind == "mul" and len(node.inputs) == 2:
@@ -114,7 +113,7 @@ def _channel(nodes: dict[str, Node], name: str) -> tuple[str, int]:
 
 def _merge_affines(graph: Graph, state: State) -> Graph:
     """Two multiply-adds in a row are one; one behind a function of values becomes its gain."""
-    nodes, uses = graph.by_name(), _uses(graph)
+    nodes, uses = graph.by_name(), graph.uses()
     result: dict[str, Node] = {}
     renamed: dict[str, str] = {}
     for node in graph:
@@ -141,11 +140,6 @@ def _merge_affines(graph: Graph, state: State) -> Graph:
 def _is_gain(node: Node, state: State) -> bool:
     weight, bias = state[f"{node.name}.weight"], state[f"{node.name}.bias"]
     return not bool(bias.any()) and bool((weight == weight.flatten()[0]).all())
-
-
-def _uses(graph: Graph) -> Counter[str]:
-    """How often each node is read; outputs count."""
-    return Counter([i for node in graph for i in node.inputs] + list(graph.outputs))
 
 
 def _without_dead(graph: Graph) -> Graph:

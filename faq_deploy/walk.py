@@ -15,7 +15,7 @@ from faq_deploy.graph import WEIGHTED, Graph, Kind, Node, Setting
 from faq_deploy.layout import Value
 from faq_deploy.tracing import BATCH, Traced, module_path, operation, source_of
 
-__all__ = ["Handler", "Parts", "Walk", "unsupported"]
+__all__ = ["Handler", "Parts", "Walk", "sizes", "unsupported"]
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,12 @@ class Walk:
             name = f"{base}_{number}"
         self._names.add(name)
         return name
+
+
+def sizes(value: int | list[int], count: int) -> list[int]:
+    """A size for each axis, where torch takes one number for all."""
+    items = [value] if isinstance(value, int) else list(value)
+    return items * count if len(items) == 1 else items
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from faq_deploy.graph import Kind, Setting
+from faq_deploy.aten.elementwise import function_settings
+from faq_deploy.graph import Kind
 from faq_deploy.layout import Value
 from faq_deploy.tracing import operation
 from faq_deploy.walk import Handler, Walk, unsupported
@@ -55,8 +56,9 @@ def _div(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
         walk.values[node] = scaled(walk, node, walk.value(left), 1 / of_right, None)
         return
     divisor = walk.value(right)
-    settings = {"function": "reciprocal", "alpha": None, "low": None, "high": None, "gain": 1.0}
-    inverse = divisor.with_tensor(walk.emit(node, "unary", (divisor.name,), settings), divisor.shape)
+    inverse = divisor.with_tensor(
+        walk.emit(node, "unary", (divisor.name,), function_settings("reciprocal")), divisor.shape
+    )
     of_left = walk.constant(left)
     if of_left is not None:
         walk.values[node] = scaled(walk, node, inverse, of_left, None)
@@ -132,8 +134,7 @@ def _softmax(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
     gates = []
     for first, second in (halves, halves[::-1]):
         difference = binary(walk, node, "sub", first, second)
-        settings: dict[str, Setting] = {"function": "sigmoid", "alpha": None, "low": None, "high": None, "gain": 1.0}
-        gates.append(walk.emit(node, "unary", (difference.name,), settings))
+        gates.append(walk.emit(node, "unary", (difference.name,), function_settings("sigmoid")))
     name = walk.emit(node, "cat", tuple(gates), {} if axis == 1 else {"axis": axis})
     walk.values[node] = value.with_tensor(name, value.shape)
 

@@ -12,7 +12,7 @@ from faq_deploy.graph import Kind, Setting
 from faq_deploy.tracing import operation
 from faq_deploy.walk import Handler, Walk, unsupported
 
-__all__ = ["ELEMENTWISE"]
+__all__ = ["ELEMENTWISE", "function_settings"]
 
 
 def _pointwise(walk: Walk, node: fx.Node, kind: Kind, settings: dict[str, Setting]) -> None:
@@ -58,8 +58,14 @@ def _function(
     low: float | None = None,
     high: float | None = None,
 ) -> None:
-    settings: dict[str, Setting] = {"function": function, "alpha": alpha, "low": low, "high": high, "gain": 1.0}
-    _pointwise(walk, node, "unary", settings)
+    _pointwise(walk, node, "unary", function_settings(function, alpha=alpha, low=low, high=high))
+
+
+def function_settings(
+    function: str, *, alpha: float | None = None, low: float | None = None, high: float | None = None
+) -> dict[str, Setting]:
+    """Settings of a node of kind `unary`."""
+    return {"function": function, "alpha": alpha, "low": low, "high": high, "gain": 1.0}
 
 
 def _named(function: str) -> Handler:

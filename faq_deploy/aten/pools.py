@@ -8,29 +8,24 @@ import torch
 from torch import fx
 
 from faq_deploy.aten.arithmetic import binary, scaled
-from faq_deploy.graph import Kind, Setting
+from faq_deploy.graph import Kind, Setting, pointwise
 from faq_deploy.layout import Value
 from faq_deploy.tracing import operation
-from faq_deploy.walk import Handler, Walk, unsupported
+from faq_deploy.walk import Handler, Walk, sizes, unsupported
 
 __all__ = ["POOLS"]
 
 _FEW: Final = 16  # slices that a sum over an extra axis may be written as
 
 
-def _sizes(value: int | list[int], count: int) -> list[int]:
-    items = [value] if isinstance(value, int) else list(value)
-    return items * count if len(items) == 1 else items
-
-
-def _window_sizes(arguments: dict[str, Any], count: int) -> tuple[list[int], list[int], list[int]]:
+def _windowsizes(arguments: dict[str, Any], count: int) -> tuple[list[int], list[int], list[int]]:
     """Kernel, stride and padding."""
-    kernel = _sizes(arguments["kernel_size"], count)
-    return kernel, _sizes(arguments["stride"] or kernel, count), _sizes(arguments["padding"], count)
+    kernel = sizes(arguments["kernel_size"], count)
+    return kernel, sizes(arguments["stride"] or kernel, count), sizes(arguments["padding"], count)
 
 
 def _window(walk: Walk, arguments: dict[str, Any]) -> dict[str, Setting]:
-    kernel, stride, padding = _window_sizes(arguments, len(walk.shape(arguments["self"])) - 1)
+    kernel, stride, padding = _windowsizes(arguments, len(walk.shape(arguments["self"])) - 1)
     return {"kernel": kernel, "stride": stride, "padding": padding, "ceil_mode": bool(arguments["ceil_mode"])}
 
 
@@ -39,8 +34,8 @@ def _settle_ceil_mode(walk: Walk, node: fx.Node, arguments: dict[str, Any], sett
     if not settings["ceil_mode"]:
         return
     count = len(walk.shape(node)) - 1
-    kernels, strides, pads = _window_sizes(arguments, count)
-    dilation = _sizes(arguments.get("dilation", 1), count)
+    kernels, strides, pads = _windowsizes(arguments, count)
+    dilation = sizes(arguments.get("dilation", 1), count)
     wanted, floors, ceils = list(walk.shape(node)[1:]), [], []
     before = walk.shape(arguments["self"])[1:]
     for size, kernel, stride, pad, step in zip(before, kernels, strides, pads, dilation, strict=True):
@@ -57,11 +52,9 @@ def _settle_ceil_mode(walk: Walk, node: fx.Node, arguments: dict[str, Any], sett
 
 def _max_pool(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
     settings = _window(walk, arguments)
-    settings["dilation"] = _sizes(arguments["dilation"], len(walk.shape(arguments["self"])) - 1)
+    settings["dilation"] = sizes(arguments["dilation"], len(walk.shape(arguments["self"])) - 1)
     _settle_ceil_mode(walk, node, arguments, settings)
-    shape = node.meta["val"]
-    shape = (shape[0] if isinstance(shape, (tuple, list)) else shape).shape[1:]
-    walk.put(node, walk.emit(node, "max_pool", (walk.plain(arguments["self"]),), settings), shape)
+    walk.put(node, walk.emit(node, "max_pool", (walk.plain(arguments["self"]),), settings))
 
 
 def _avg_pool(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
@@ -101,18 +94,7 @@ def _pooled(walk: Walk, node: fx.Node, source: str, before: tuple[int, ...], aft
         settings: dict[str, Setting] = {"input_size": list(before[1:]), "size": list(after)}
         return walk.emit(node, "adaptive_avg_pool", (source,), settings)
     kernel: list[int] = [old // new for old, new in zip(before[1:], after, strict=True)]
-    return walk.emit(
-        node,
-        "avg_pool",
-        (source,),
-        {
-            "kernel": kernel,
-            "stride": kernel,
-            "padding": [0] * len(kernel),
-            "ceil_mode": False,
-            "count_include_pad": True,
-        },
-    )
+    return walk.emit(node, "avg_pool", (source,), _tiles(kernel) | {"count_include_pad": True})
 
 
 def _adaptive_max_pool(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
@@ -124,14 +106,7 @@ def _adaptive_max_pool(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> 
 
 
 def _whole_max(walk: Walk, node: fx.Node, source: str, kernel: list[int]) -> str:
-    settings: dict[str, Setting] = {
-        "kernel": kernel,
-        "stride": kernel,
-        "padding": [0] * len(kernel),
-        "dilation": [1] * len(kernel),
-        "ceil_mode": False,
-    }
-    return walk.emit(node, "max_pool", (source,), settings)
+    return walk.emit(node, "max_pool", (source,), _tiles(kernel) | {"dilation": [1] * len(kernel)})
 
 
 def _dims(node: fx.Node, value: Value, arguments: dict[str, Any]) -> tuple[list[int], bool]:
@@ -155,22 +130,25 @@ def _mean_over(walk: Walk, node: fx.Node, value: Value, axes: list[int]) -> Valu
     shape = tuple(1 if axis in axes else size for axis, size in enumerate(value.shape, start=1))
     positions = list(range(2, value.rank))
     if axes == [1] and positions:  # a 1x1 convolution with equal weights
-        count = len(positions)
-        weight = torch.full((1, value.shape[0], *[1] * count), 1 / value.shape[0])
-        one, zero = [1] * count, [0] * count
-        settings: dict[str, Setting] = {"stride": one, "padding": zero, "dilation": one, "groups": 1}
-        return value.with_tensor(walk.emit(node, "conv", (value.name,), settings, state={"weight": weight}), shape)
+        weight = torch.full((1, value.shape[0], *[1] * len(positions)), 1 / value.shape[0])
+        name = walk.emit(node, "conv", (value.name,), pointwise(len(positions)), {"weight": weight})
+        return value.with_tensor(name, shape)
     if axes == positions and len(positions) == 2:
-        settings = {"positions": value.shape[1] * value.shape[2]}
+        settings: dict[str, Setting] = {"positions": value.shape[1] * value.shape[2]}
         return value.with_tensor(walk.emit(node, "global_avg_pool", (value.name,), settings), shape)
     if axes and set(axes) <= set(positions):
-        settings = _whole_window(value, axes) | {"count_include_pad": True}
+        settings = _tiles(_whole(value, axes)) | {"count_include_pad": True}
         return value.with_tensor(walk.emit(node, "avg_pool", (value.name,), settings), shape)
     raise unsupported(node, f"{operation(node)} over axes {axes} of {value.rank}")
 
 
-def _whole_window(value: Value, axes: list[int]) -> dict[str, Setting]:
-    kernel = [value.shape[axis - 1] if axis in axes else 1 for axis in range(2, value.rank)]
+def _whole(value: Value, axes: list[int]) -> list[int]:
+    """The window that covers the tensor's axes `axes` whole."""
+    return [value.shape[axis - 1] if axis in axes else 1 for axis in range(2, value.rank)]
+
+
+def _tiles(kernel: list[int]) -> dict[str, Setting]:
+    """Settings of a pool whose windows stand side by side."""
     return {"kernel": kernel, "stride": kernel, "padding": [0] * len(kernel), "ceil_mode": False}
 
 
@@ -211,9 +189,9 @@ def _amax(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
     axes, keep = _dims(node, value, arguments)
     if not axes or min(axes) < 2:
         raise unsupported(node, f"{operation(node)} over the channels")
-    kernel = [value.shape[axis - 1] if axis in axes else 1 for axis in range(2, value.rank)]
     shape = tuple(1 if axis in axes else size for axis, size in enumerate(value.shape, start=1))
-    _reduced(walk, node, value.with_tensor(_whole_max(walk, node, value.name, kernel), shape), axes, keep)
+    pooled = _whole_max(walk, node, value.name, _whole(value, axes))
+    _reduced(walk, node, value.with_tensor(pooled, shape), axes, keep)
 
 
 def _resize(mode: str) -> Handler:

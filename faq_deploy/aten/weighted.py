@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, fx
 
 from engines.errors import InputError
-from faq_deploy.graph import Setting
+from faq_deploy.graph import Setting, pointwise
 from faq_deploy.layout import Value
 from faq_deploy.tracing import operation, source_of
-from faq_deploy.walk import Handler, Walk, unsupported
+from faq_deploy.walk import Handler, Walk, sizes, unsupported
 
 __all__ = ["WEIGHTED_OPS"]
 
@@ -26,17 +26,12 @@ def _weights(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> tuple[Tens
     return weight, bias
 
 
-def _sizes(value: int | list[int], count: int) -> list[int]:
-    items = [value] if isinstance(value, int) else list(value)
-    return items * count if len(items) == 1 else items
-
-
 def _conv(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
     weight, bias = _weights(walk, node, arguments)
     count = weight.dim() - 2
     if len(walk.shape(node)) != count + 1:
         raise unsupported(node, f"{operation(node)} without a batch dimension")
-    stride, dilation = (_sizes(arguments[key], count) for key in ("stride", "dilation"))
+    stride, dilation = (sizes(arguments[key], count) for key in ("stride", "dilation"))
     padding = arguments["padding"]
     if padding == "valid":
         pads = [0] * count
@@ -45,11 +40,11 @@ def _conv(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> None:
         begins, ends = [t // 2 for t in total], [t - t // 2 for t in total]
         pads = begins if begins == ends else begins + ends
     else:
-        pads = _sizes(padding, count)
+        pads = sizes(padding, count)
     settings: dict[str, Setting] = {"stride": stride, "padding": pads, "dilation": dilation}
     source = walk.plain(arguments["input"])
     if arguments.get("transposed") or operation(node).startswith("conv_transpose"):
-        settings |= {"output_padding": _sizes(arguments["output_padding"], count), "groups": arguments["groups"]}
+        settings |= {"output_padding": sizes(arguments["output_padding"], count), "groups": arguments["groups"]}
         kind = "conv_transpose"
     else:
         settings |= {"groups": arguments["groups"]}
@@ -90,9 +85,7 @@ def _dense(walk: Walk, node: fx.Node, value: Value, weight: Tensor, bias: Tensor
     count = value.rank - 2
     shape = (len(weight), *value.shape[1:])
     state["weight"] = weight.reshape(*weight.shape, *[1] * count)
-    one, zero = [1] * count, [0] * count
-    settings: dict[str, Setting] = {"stride": one, "padding": zero, "dilation": one, "groups": 1}
-    walk.values[node] = value.with_tensor(walk.emit(node, "conv", (value.name,), settings, state), shape)
+    walk.values[node] = value.with_tensor(walk.emit(node, "conv", (value.name,), pointwise(count), state), shape)
 
 
 def _channel_first(walk: Walk, node: fx.Node, value: Value) -> Value:
@@ -187,7 +180,7 @@ def _grouped(
     walk: Walk, node: fx.Node, argument: object, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> None:
     source = walk.plain(argument)
-    shape = walk.shape(node if isinstance(node.meta["val"], Tensor) else node.args[0])  # type: ignore[arg-type]
+    shape = walk.shape(node)
     settings: dict[str, Setting] = {"groups": groups, "spatial": True, "eps": eps}
     walk.put(node, walk.emit(node, "norm", (source,), settings, _affine(shape[0], weight, bias)), shape)
 
