@@ -7,9 +7,10 @@ from pathlib import Path
 
 import rich_click as click
 
+from faq_deploy.cli_edge import build_options, bundle_options, lint_options, verify_options
 from faq_deploy.cli_errors import ErrorGroup
 from faq_deploy.cli_inspect import inspect_options
-from faq_deploy.cli_options import build_options, eval_options, float_options, training_options
+from faq_deploy.cli_options import eval_options, float_options, json_option, training_options
 
 __all__ = ["main"]
 
@@ -114,8 +115,9 @@ def train(model: str | None, as_json: bool, **options: object) -> None:
 @click.option(
     "--check-images", type=click.IntRange(1), default=16, show_default=True, help="Images whose codes are compared."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def export(run: Path, check_images: int, as_json: bool) -> None:
+@click.option("--pack-int4", is_flag=True, help="Store 4-bit weights in 4 bits (opset 21); `build` unpacks them.")
+@json_option
+def export(run: Path, check_images: int, pack_int4: bool, as_json: bool) -> None:
     """Write RUN/model.onnx (QDQ, opset 13) once PyTorch, the integer reference and onnxruntime agree on its codes.
 
     \b
@@ -125,21 +127,14 @@ def export(run: Path, check_images: int, as_json: bool) -> None:
     from engines.run_folder import RunFolder
     from faq_deploy import show, verbs
 
-    show.exported(verbs.export_verb(RunFolder(run), check_images, show.say), as_json=as_json)
+    result = verbs.export_verb(RunFolder(run), check_images, show.say, pack_int4=pack_int4)
+    show.exported(result, as_json=as_json)
 
 
 @main.command()
 @click.argument("source", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path))
 @build_options
-def build(
-    source: Path,
-    runtimes: tuple[str, ...],
-    sms: tuple[int, ...],
-    batch: str,
-    output: Path | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+def build(source: Path, output: Path | None, force: bool, as_json: bool, **options: object) -> None:
     """Build INT8 engines from RUN/model.onnx; needs no torch.
 
     4-bit networks run as 4-bit values in INT8 kernels: TensorRT has no INT4 convolution.
@@ -152,13 +147,13 @@ def build(
     """
     from engines import show_build
 
-    sys.exit(show_build.build(source, runtimes, sms, batch, output, force=force, as_json=as_json))
+    sys.exit(show_build.build(source, output, options, force=force, as_json=as_json))
 
 
 @main.command(name="eval")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), required=False)
 @eval_options
-def evaluate(run: Path, as_json: bool, **options: object) -> None:
+def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: object) -> None:
     """Run the same images through PyTorch, the integer reference, onnxruntime and every engine; judge the result.
 
     Writes RUN/report.json and RUN/report.html. Exit code 0 if all gates passed, 1 if one failed, 3 if no engine was
@@ -169,8 +164,16 @@ def evaluate(run: Path, as_json: bool, **options: object) -> None:
       faq-deploy eval runs/r18
       faq-deploy eval runs/r18 --max-float-drop 0.5 --allow-skip
       faq-deploy eval runs/r18 --engine onnxruntime
+      faq-deploy eval --bundle r18.tgz --data DIR
     """
     from engines.run_folder import RunFolder
+
+    if bundle is not None:
+        from engines import show_bundle
+
+        sys.exit(show_bundle.evaluate(run, bundle, options, as_json=as_json))
+    if run is None:
+        raise click.UsageError("Missing argument 'RUN' (or pass --bundle FILE).")
     from faq_deploy import parsed_options, show, verbs
 
     wanted, data = parsed_options.eval_options(options)
@@ -181,7 +184,58 @@ def evaluate(run: Path, as_json: bool, **options: object) -> None:
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.argument("run", type=click.Path(path_type=Path))
+@bundle_options
+def bundle(run: Path, output: Path, triton: bool, engine: str | None, force: bool, as_json: bool) -> None:
+    """Pack RUN for a machine without torch: ONNX, samples with expected codes, and the wheel that runs them.
+
+    \b
+    Examples:
+      faq-deploy bundle runs/r18 -o r18.tgz
+      faq-deploy bundle runs/r18 --triton -o models
+    """
+    from engines import show_bundle
+
+    show_bundle.bundle(run, output, triton=triton, engine=engine, force=force, as_json=as_json)
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@verify_options
+def verify(bundle: Path, output: Path | None, as_json: bool, **options: object) -> None:
+    """Build the engine of a bundle on this machine, run its samples, and compare every code; needs no torch.
+
+    Exit code 0 if all are the same integers, 1 if any differs, 2 if the bundle is damaged, 3 if no engine runs here.
+
+    \b
+    Examples:
+      faq-deploy verify r18.tgz
+      faq-deploy verify r18.tgz --runtime tensorrt -o r18-engines
+    """
+    from engines import show_bundle
+
+    sys.exit(show_bundle.verify(bundle, output, options, as_json=as_json))
+
+
+@main.command()
+@click.argument("model", metavar="FILE.onnx", type=click.Path(path_type=Path))
+@lint_options
+def lint(model: Path, target: str | None, as_json: bool) -> None:
+    """Check a QDQ ONNX file of any tool for what an engine would refuse or do otherwise; needs no torch.
+
+    Exit code 0 if there is no error, 1 if there is.
+
+    \b
+    Example:
+      faq-deploy lint model.onnx --target tensorrt
+    """
+    from engines import show_lint
+
+    sys.exit(show_lint.lint(model, target, as_json=as_json))
+
+
+@main.command()
+@json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine can do, and what to install for the rest.
 

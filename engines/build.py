@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
+import onnx
+
 from engines import engine_folder, engine_manifest, onnx_facts
+from engines.build_config import check_hardware, check_options
+from engines.build_options import BuildOptions
 from engines.engine_folder import WantedEngine
 from engines.engine_manifest import EngineManifest
 from engines.errors import CannotRunHere, FaqError, InputError, WriteError
 from engines.host import Host, RuntimeName, this_host
 from engines.lint import lint
 from engines.onnx_facts import OnnxFacts
-from engines.profile import Profile
 from engines.qdq_graph import load_model
 from engines.run_folder import RunFolder
 from engines.tensorrt import check_signed, check_sm
@@ -39,12 +42,13 @@ DEFAULT_SMS: Final = (75, 80, 86, 89, 120)  # where neither --sm nor a GPU says 
 
 @dataclass(frozen=True)
 class BuildEvent:
-    """Progress: a build started, or stopped after `seconds` with a `status`."""
+    """Progress: a build started, waits (`text` says for what), or stopped after `seconds` with a `status`."""
 
     name: str
-    phase: Literal["start", "stop"]
+    phase: Literal["start", "wait", "stop"]
     seconds: float = 0.0
     status: Status | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class BuildResult:
 class _Job:
     facts: OnnxFacts
     folder: Path  # engines/
-    profile: Profile
+    options: BuildOptions
     version: str
     host: Host
     on_event: Callable[[BuildEvent], None] | None
@@ -82,12 +86,16 @@ class _Job:
         if self.on_event is not None:
             self.on_event(event)
 
+    def wait(self, name: str, text: str) -> None:
+        """Report what a build waits for."""
+        self.tell(BuildEvent(name, "wait", text=text))
+
 
 def build_engines(
     run: RunFolder,
     runtimes: Sequence[RuntimeName],
     sms: Sequence[int],
-    profile: Profile,
+    options: BuildOptions,
     *,
     version: str,
     on_event: Callable[[BuildEvent], None] | None = None,
@@ -99,7 +107,7 @@ def build_engines(
         run: a run after `export`.
         runtimes: what to build for; empty takes `tensorrt-rtx` where `sms` are given, else `default_runtime`.
         sms: GPU architectures for `tensorrt-rtx`; empty takes this machine's GPU, or else DEFAULT_SMS.
-        profile: batch sizes.
+        options: batch sizes and all other choices.
         version: of faq-deploy, for the records.
         on_event: told when each build starts and stops.
         force: build again what is there and still fits.
@@ -108,14 +116,15 @@ def build_engines(
         One result a wanted engine, in the order asked for.
 
     Raises:
-        InputError: no run, no model.onnx or a stale one, a file that the linter finds wrong, or --sm without RTX.
+        InputError: no run, no model.onnx or a stale one, a file that the linter finds wrong, or options that no wanted
+            runtime has.
     """
     model = run.require_fresh("export", "model.onnx", {"quantized.pt": "quantize"})
-    job = _Job(_checked(model), run / "engines", profile, version, this_host(), on_event, force)
+    job = _Job(_checked(model), run / "engines", options, version, this_host(), on_event, force)
     results = []
     for wanted in _wanted(runtimes, sms, job):
         result = _make(wanted, job)
-        if result.manifest is not None:
+        if result.manifest is not None and not wanted.baseline:  # what the run records, `eval` compares
             _record(run, result.name, result.manifest, version)
         results.append(result)
     return results
@@ -126,7 +135,7 @@ def build_onnx_file(
     output: Path,
     runtimes: Sequence[RuntimeName],
     sms: Sequence[int],
-    profile: Profile,
+    options: BuildOptions,
     *,
     version: str,
     on_event: Callable[[BuildEvent], None] | None = None,
@@ -139,7 +148,7 @@ def build_onnx_file(
         output: folder for the engines' folders.
         runtimes: as for `build_engines`.
         sms: as for `build_engines`.
-        profile: as for `build_engines`.
+        options: as for `build_engines`.
         version: as for `build_engines`.
         on_event: as for `build_engines`.
         force: as for `build_engines`.
@@ -148,9 +157,10 @@ def build_onnx_file(
         One result a wanted engine, in the order asked for.
 
     Raises:
-        InputError: no such file, no ONNX file, one that the linter finds wrong, or --sm without RTX.
+        InputError: no such file, no ONNX file, one that the linter finds wrong, or options that no wanted
+            runtime has.
     """
-    job = _Job(_checked(onnx_path), output, profile, version, this_host(), on_event, force)
+    job = _Job(_checked(onnx_path), output, options, version, this_host(), on_event, force)
     return [_make(wanted, job) for wanted in _wanted(runtimes, sms, job)]
 
 
@@ -177,11 +187,16 @@ def exit_code(results: Sequence[BuildResult]) -> int:
 
 def _checked(onnx_path: Path) -> OnnxFacts:
     facts = onnx_facts.read(onnx_path)
-    errors = [finding for finding in lint(load_model(onnx_path), facts.target) if finding.level == "error"]
+    errors = [finding for finding in lint(_whole(onnx_path), facts.target) if finding.level == "error"]
     if errors:
         others = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
         raise InputError(f"{onnx_path} would not give the right engine: {errors[0].message}{others}", errors[0].remedy)
     return facts
+
+
+def _whole(onnx_path: Path) -> onnx.ModelProto:
+    """The file as it is stored, which the linter asks for; TensorRT takes any number of inputs."""
+    return load_model(onnx_path, unpack=False, any_inputs=True)
 
 
 def _wanted(runtimes: Sequence[RuntimeName], sms: Sequence[int], job: _Job) -> list[WantedEngine]:
@@ -193,6 +208,7 @@ def _wanted(runtimes: Sequence[RuntimeName], sms: Sequence[int], job: _Job) -> l
             f"--sm chooses GPUs for tensorrt-rtx, which is not among the runtimes ({', '.join(chosen)}).",
             "add --runtime tensorrt-rtx, or leave out --sm.",
         )
+    check_options(chosen, job.options)
     architectures = tuple(dict.fromkeys(sms)) or ((job.host.gpu.sm,) if job.host.gpu else DEFAULT_SMS)
     wanted: list[WantedEngine] = []
     for runtime in chosen:
@@ -200,6 +216,9 @@ def _wanted(runtimes: Sequence[RuntimeName], sms: Sequence[int], job: _Job) -> l
             wanted += [WantedEngine(f"{runtime}-sm{sm}", runtime, sm) for sm in architectures]
         else:
             wanted.append(WantedEngine(runtime, runtime))
+    if job.options.fp16_baseline:
+        on_gpus = [engine for engine in wanted if engine.runtime != "onnxruntime"]
+        wanted += [replace(engine, name=f"{engine.name}-fp16", baseline=True) for engine in on_gpus]
     return wanted
 
 
@@ -207,7 +226,7 @@ def _make(wanted: WantedEngine, job: _Job) -> BuildResult:
     """Keep, refuse or build one engine."""
     folder = job.folder / wanted.name
     if not job.force:
-        manifest = engine_folder.kept(folder, wanted, job.facts, job.profile, job.host)
+        manifest = engine_folder.kept(folder, wanted, job.facts, job.options, job.host)
         if manifest is not None:
             return BuildResult(wanted.name, "kept", manifest)
     try:
@@ -215,12 +234,16 @@ def _make(wanted: WantedEngine, job: _Job) -> BuildResult:
             check_signed(job.facts)
         if wanted.sm is not None:
             check_sm(wanted.sm)
+        if wanted.runtime == "tensorrt" and job.host.gpu is not None:
+            check_hardware(job.host.gpu, job.options.hardware)
     except FaqError as error:
         return _without_engine(wanted, error, "refused")
     job.tell(BuildEvent(wanted.name, "start"))
     started = time.perf_counter()
     try:
-        manifest = engine_folder.build(folder, wanted, job.facts, job.profile, job.version)
+        manifest = engine_folder.build(
+            folder, wanted, job.facts, job.options, job.version, lambda text: job.wait(wanted.name, text)
+        )
         result = BuildResult(wanted.name, "built", manifest)
     except WriteError:
         raise  # the next engine would not fit either

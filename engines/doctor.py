@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from engines.errors import CannotRunHere
-from engines.host import Driver, driver, installed
+from engines.host import Driver, cuda_of, driver, installed
 from engines.tensorrt_package import OLDEST_SM, TensorRTName, load, rtx_sms
+from engines.timing_cache import cache_folder
 
 __all__ = ["Check", "Status", "as_json", "diagnose"]
 
@@ -61,6 +62,8 @@ def diagnose() -> list[Check]:
         _onnxruntime(),
         _tensorrt("tensorrt", gpu_driver),
         _tensorrt("tensorrt-rtx", gpu_driver),
+        *_dla(),
+        _timing_cache(),
         _package("pycuda", "pycuda", "pip install pycuda (needed to run TensorRT engines, not to build them)."),
         _memory(),
         _shared_memory(),
@@ -134,11 +137,34 @@ def _tensorrt(name: TensorRTName, found: Driver) -> Check:
     except CannotRunHere as error:
         return Check(name, "missing", error.what, error.remedy)
     version = str(module.__version__)
+    needed = cuda_of(name)
+    if found.cuda is not None and needed is not None and int(found.cuda.partition(".")[0]) < needed:
+        detail = f"{version}, made for CUDA {needed}, but the driver supports CUDA {found.cuda}"
+        return Check(name, "limited", detail, "upgrade the NVIDIA driver (CUDA 13 needs 580 or newer).")
     if name == "tensorrt-rtx":
         return Check(name, "ok", f"{version}, builds ahead of time for SM {', '.join(str(sm) for sm in rtx_sms())}")
     if not found.gpus:
         return Check(name, "limited", f"{version}, but {found.trouble}", "build on the machine that runs the engine.")
     return Check(name, "ok", version)
+
+
+def _dla() -> list[Check]:
+    """Only where there can be one: on ARM, as a Jetson."""
+    if platform.machine() != "aarch64":
+        return []
+    remedy = "build for the GPU of the Jetson (`faq-deploy build` without --dla)."
+    return [Check("DLA", "missing", "no engines are built for a DLA", remedy)]
+
+
+def _timing_cache() -> Check:
+    folder = cache_folder()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        remedy = "set XDG_CACHE_HOME to a folder that can be written; without one, TensorRT builds take longer."
+        return Check("timing cache", "limited", f"{folder} can't be written", remedy)
+    files = list(folder.glob("*.cache"))
+    held = f"{len(files)} {'GPU' if len(files) == 1 else 'GPUs'}, {sum(f.stat().st_size for f in files) / _MIB:.1f} MiB"
+    return Check("timing cache", "ok", f"{folder}, {held if files else 'empty'}")
 
 
 def _memory() -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Final
 
@@ -10,13 +11,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.errors import CannotRunHere, InputError
 from engines.files import sha256_of, write_atomic
-from engines.host import Host, RuntimeName, same_version
+from engines.host import Gpu, Host, RuntimeName, same_version
 from engines.profile import Shapes
 
-__all__ = ["FORMAT", "MANIFEST", "EngineManifest", "check", "check_host", "read", "write"]
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "EngineManifest",
+    "check",
+    "check_host",
+    "loads_in",
+    "read",
+    "runs_on",
+    "write",
+]
 
 FORMAT: Final = 1  # raised when an older tool could no longer read an engine's record
 MANIFEST: Final = "manifest.json"
+
+_AMPERE: Final = 80
 
 
 class EngineManifest(BaseModel):
@@ -35,6 +48,8 @@ class EngineManifest(BaseModel):
         profile: each input's smallest, best and largest shape; empty where any batch is as good.
         seconds: that the build took.
         target: "tensorrt", "onnxruntime" or "paper"; None for ONNX files from elsewhere.
+        baseline: it is the net without quantizers, in FP16, to compare speed with: its codes are not compared.
+        options: the choices of the build that it depends on, by name.
         notes: what a user should know of this engine, a sentence each.
     """
 
@@ -52,6 +67,8 @@ class EngineManifest(BaseModel):
     profile: dict[str, Shapes] = {}
     seconds: float
     target: str | None = None
+    baseline: bool = False
+    options: dict[str, object] = {}
     notes: tuple[str, ...] = ()
 
 
@@ -140,20 +157,58 @@ def check_host(folder: Path, manifest: EngineManifest, host: Host) -> None:
         raise CannotRunHere(f"{engine} needs {name}, which is not installed here.", "run `faq-deploy doctor`.")
     if name == "onnxruntime":  # its file is the ONNX file itself, which any version reads
         return
-    built = manifest.versions.get(name, "an unrecorded version")
-    if not same_version(built, found):
+    if not loads_in(manifest, found):
+        built = manifest.versions.get(name, "an unrecorded version")
         raise CannotRunHere(
             f"{engine} was built by {name} {built}, and {found} is installed here.",
             f"build it again here, or install {name} {built}.",
         )
     if host.gpu is None:
         raise CannotRunHere(f"{engine} needs an NVIDIA GPU (SM {manifest.sm}), and there is none here.", _MOVE)
-    if manifest.sm != host.gpu.sm:
-        raise CannotRunHere(
-            f"{engine} was built for SM {manifest.sm}, and the GPU here is {host.gpu.name} (SM {host.gpu.sm}).", _MOVE
-        )
-    if manifest.gpu is not None and manifest.gpu != host.gpu.name:  # TensorRT timed its kernels on that very model
-        raise CannotRunHere(f"{engine} was built on {manifest.gpu}, and the GPU here is {host.gpu.name}.", _MOVE)
+    if runs_on(manifest, host.gpu):
+        return
+    here = f"the GPU here is {host.gpu.name}"
+    if manifest.gpu is not None and manifest.sm == host.gpu.sm:
+        raise CannotRunHere(f"{engine} was built on {manifest.gpu}, and {here}.", _MOVE)
+    newer = " and newer GPUs" if manifest.options.get("hardware") == "ampere+" else ""
+    raise CannotRunHere(f"{engine} was built for SM {manifest.sm}{newer}, and {here} (SM {host.gpu.sm}).", _MOVE)
+
+
+def loads_in(manifest: EngineManifest, version: str) -> bool:
+    """Whether an engine loads in a version of its runtime: the one that built it, or one it was made to allow.
+
+    Args:
+        manifest: the engine's record.
+        version: of the runtime, as installed.
+
+    Returns:
+        True for the same version, and for later ones where it was built `--version-compatible`: of the same major
+        number, or TensorRT 11 for 10.
+    """
+    built = manifest.versions.get(manifest.runtime, "")
+    if same_version(built, version):
+        return True
+    if not manifest.options.get("version_compatible"):
+        return False
+    ours, theirs = (tuple(int(number) for number in re.findall(r"\d+", text)[:3]) for text in (built, version))
+    return bool(ours and theirs) and ours <= theirs and (theirs[0] == ours[0] or (ours[0], theirs[0]) == (10, 11))
+
+
+def runs_on(manifest: EngineManifest, gpu: Gpu) -> bool:
+    """Whether an engine runs on a GPU: on the model that it was built on, or on those it was made to allow.
+
+    Args:
+        manifest: the engine's record.
+        gpu: that would run it.
+
+    Returns:
+        True for the same model (TensorRT timed its kernels on that very one); for all of its compute capability where
+        it was built ahead of time or for `same-cc`; for all from Ampere on where it was built for `ampere+`.
+    """
+    hardware = manifest.options.get("hardware", "exact")
+    if hardware == "ampere+":
+        return gpu.sm >= _AMPERE
+    return manifest.sm == gpu.sm and (manifest.gpu in (None, gpu.name) or hardware == "same-cc")
 
 
 _MOVE: Final = "run it on a machine with that GPU, or build the engine again on this one."

@@ -6,11 +6,22 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["Driver", "Gpu", "Host", "RuntimeName", "driver", "installed", "same_version", "this_host"]
+__all__ = [
+    "Driver",
+    "Gpu",
+    "Host",
+    "RuntimeName",
+    "cuda_of",
+    "driver",
+    "free_memory",
+    "installed",
+    "same_version",
+    "this_host",
+]
 
 RuntimeName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -20,6 +31,12 @@ _DISTRIBUTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"),
     "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
 }
+_MODULES: Final[Mapping[RuntimeName, str]] = {
+    "onnxruntime": "onnxruntime",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
+_FREE_SHARE: Final = 0.9  # of a GPU's memory, where the driver does not say
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, cuda.h
 
 
@@ -94,14 +111,47 @@ def installed(module: str) -> str | None:
 
 def this_host() -> Host:
     """The GPU and the runtimes of this machine, without importing a runtime."""
-    names: dict[RuntimeName, str] = {
-        "onnxruntime": "onnxruntime",
-        "tensorrt": "tensorrt",
-        "tensorrt-rtx": "tensorrt_rtx",
-    }
-    found = {name: installed(module) for name, module in names.items()}
+    found = {name: installed(module) for name, module in _MODULES.items()}
     gpus = driver().gpus
     return Host(gpus[0] if gpus else None, {name: version for name, version in found.items() if version is not None})
+
+
+def cuda_of(runtime: RuntimeName) -> int | None:
+    """Major version of CUDA that an installed package is made for, from metadata.
+
+    Args:
+        runtime: of TensorRT or TensorRT-RTX.
+
+    Returns:
+        13 for `tensorrt-cu13`; the lowest where there are several, None where no name says it (as on a Jetson).
+    """
+    pattern = re.compile(rf"{_MODULES[runtime]}_cu(\d+)(_libs|_bindings)?")
+    names = (distribution.metadata["Name"] or "" for distribution in importlib.metadata.distributions())
+    found = [pattern.fullmatch(name.lower().replace("-", "_").replace(".", "_")) for name in names]
+    return min((int(match[1]) for match in found if match is not None), default=None)
+
+
+def free_memory(gpu: Gpu) -> int:
+    """Bytes of GPU memory that nothing uses now.
+
+    The primary context is retained for the question and released again, so that nothing stays taken.
+
+    Args:
+        gpu: the driver's first one.
+
+    Returns:
+        What the driver says, or nine tenths of the GPU's memory where it does not say.
+    """
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    try:
+        library = _library()
+        if library.cuInit(0) == 0 and _in_primary_context(
+            library, lambda: library.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        ):
+            return free.value
+    except (OSError, AttributeError):  # no driver, or one without these functions
+        pass
+    return int(gpu.memory * _FREE_SHARE)
 
 
 def same_version(built: str, found: str) -> bool:
@@ -116,6 +166,22 @@ def same_version(built: str, found: str) -> bool:
 
 def _library() -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1")
+
+
+def _in_primary_context(library: ctypes.CDLL, ask: Callable[[], int]) -> bool:
+    """Call a driver function with the first GPU's primary context current; whether all went well."""
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    if library.cuDeviceGet(ctypes.byref(device), 0) or library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
+        return False
+    try:
+        if library.cuCtxPushCurrent_v2(context):
+            return False
+        try:
+            return ask() == 0
+        finally:
+            library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+    finally:
+        library.cuDevicePrimaryCtxRelease_v2(device)
 
 
 def _gpu(library: ctypes.CDLL, index: int) -> Gpu:

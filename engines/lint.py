@@ -8,8 +8,9 @@ from typing import Final, Literal
 
 import onnx
 
-from engines import lint_layers, lint_quantizers
+from engines import lint_int4, lint_kernels, lint_layers, lint_pools, lint_quantizers
 from engines.errors import InputError
+from engines.int4_storage import unpack_int4
 from engines.lint_view import Hit
 from engines.qdq_graph import QdqGraph, read_graph
 
@@ -32,11 +33,13 @@ class Rule:
         level: error: wrong results, or a refusal; warning: slow in silence; info: good to know.
         targets: for which it holds; None stands for "no target given".
         check: finds the places.
+        as_stored: it looks at weights stored in 4 bits as they are; all others see them as INT8.
     """
 
     level: Level
     targets: frozenset[str | None]
     check: Callable[[QdqGraph], Iterator[Hit]]
+    as_stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,18 +71,23 @@ RULES: Final[Mapping[str, Rule]] = {
     "float-clip": Rule("error", _TENSORRT, lint_quantizers.misplaced_float_clip),
     "bias-grid": Rule("error", _ANY, lint_layers.bias_off_grid),
     "conv-transpose-axis": Rule("error", _NOT_ORT, lint_layers.per_channel_conv_transpose),
-    "pool-ceil-mode": Rule("error", _ANY, lint_layers.ceil_mode_over_padding),
+    "pool-ceil-mode": Rule("error", _ANY, lint_pools.ceil_mode_over_padding),
     "ir-version": Rule("error", _ANY, lint_layers.ir_version_too_new),
+    "int4-opset": Rule("error", _ANY, lint_int4.int4_opset, as_stored=True),
+    "int4-odd": Rule("error", _TENSORRT, lint_int4.int4_odd, as_stored=True),
     "scalar-scale": Rule("warning", _ANY, lint_quantizers.rank_one_scale),
     "one-sided-layer": Rule("warning", _ANY, lint_layers.one_sided_layer),
     "conv-transpose-dilated": Rule("warning", _TENSORRT, lint_layers.strided_and_dilated_conv_transpose),
     "skip-input": Rule("warning", _NOT_ORT, lint_layers.float_skip_input),
     "add-inputs": Rule("warning", _ORT, lint_layers.float_add_input),
+    "grouped-int8": Rule("warning", _NOT_ORT, lint_kernels.grouped_int8),
     "concat-scales": Rule("warning", _ENGINES, lint_layers.unequal_concat_scales),
     "transposed-weight": Rule("warning", _ANY, lint_layers.transposed_weight),
+    "pool-ties": Rule("warning", _ENGINES, lint_pools.pool_can_tie),
+    "int4-convolution": Rule("warning", _NOT_ORT, lint_int4.int4_convolution, as_stored=True),
     "scale-power-of-two": Rule("info", _ANY, lint_quantizers.scale_power_of_two),
     "half-precision-scale": Rule("info", _ANY, lint_quantizers.half_precision_scale),
-    "pool-ties": Rule("info", _ANY, lint_layers.pool_can_tie),
+    "packed-weights": Rule("info", _NOT_ORT, lint_int4.packed_weights, as_stored=True),
 }
 
 
@@ -87,7 +95,8 @@ def lint(model: onnx.ModelProto, target: str | None = None) -> list[Finding]:
     """Check a QDQ model, ours or anybody's.
 
     Args:
-        model: with its weights loaded.
+        model: with its weights loaded, as stored (`load_model(path, unpack=False)`): of an unpacked one the rules
+            about INT4 have nothing to say.
         target: "tensorrt", "onnxruntime" or "paper"; None checks what holds for every engine.
 
     Returns:
@@ -98,11 +107,13 @@ def lint(model: onnx.ModelProto, target: str | None = None) -> list[Finding]:
     """
     if target not in _ANY:
         raise InputError(f"there is no target {target!r}.", "pass tensorrt, onnxruntime or paper.")
-    graph = read_graph(model)
+    stored = read_graph(model)
+    unpacked = unpack_int4(model)
+    graph = stored if unpacked is model else read_graph(unpacked)
     return [
         Finding(name, rule.level, hit.node, hit.message, hit.remedy)
         for level in ("error", "warning", "info")
         for name, rule in RULES.items()
         if rule.level == level and target in rule.targets
-        for hit in rule.check(graph)
+        for hit in rule.check(stored if rule.as_stored else graph)
     ]

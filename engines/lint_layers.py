@@ -1,9 +1,7 @@
-"""Lint rules about layers: biases, both sides of a convolution, adds, concats, pools, and the file's versions."""
+"""Lint rules about layers: biases, both sides of a convolution, adds, concats, and the file's versions."""
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -16,13 +14,11 @@ from engines.qdq_graph import Attribute, QdqGraph, attributes, constant, label, 
 
 __all__ = [
     "bias_off_grid",
-    "ceil_mode_over_padding",
     "float_add_input",
     "float_skip_input",
     "ir_version_too_new",
     "one_sided_layer",
     "per_channel_conv_transpose",
-    "pool_can_tie",
     "strided_and_dilated_conv_transpose",
     "transposed_weight",
     "unequal_concat_scales",
@@ -175,42 +171,6 @@ def ir_version_too_new(graph: QdqGraph) -> Iterator[Hit]:
         )
 
 
-def ceil_mode_over_padding(graph: QdqGraph) -> Iterator[Hit]:
-    """onnxruntime's INT8 average pool divides windows that hang over the border by their full size.
-
-    Source: onnxruntime 1.32, optimized against unoptimized; torch and ONNX divide by what lies within the padding.
-    """
-    for node in graph.nodes:
-        given = attributes(node)
-        if node.op_type == "AveragePool" and given.get("ceil_mode", 0) and given.get("count_include_pad", 0):
-            yield hit(
-                node,
-                " combines ceil_mode with count_include_pad: runtimes divide the windows at the border differently.",
-                "without padding set count_include_pad to 0 (the same values); else choose a size that ceil_mode "
-                "does not change.",
-            )
-
-
-def pool_can_tie(graph: QdqGraph) -> Iterator[Hit]:
-    """Averages over odd counts never tie, over powers of two they are exact; others depend on how one divides."""
-    sizes: Mapping[str, tuple[int, ...]] | None = None
-    for node in graph.nodes:
-        if node.op_type == "AveragePool":
-            counts = _window_counts(attributes(node))
-        elif node.op_type == "GlobalAveragePool":
-            sizes = _image_sizes(graph.model) if sizes is None else sizes
-            counts = {math.prod(sizes.get(node.input[0], ()))}
-        else:
-            continue
-        for count in sorted(n for n in counts if n % 2 == 0 and n & (n - 1))[-1:]:
-            yield hit(
-                node,
-                f" averages {count} values, which can tie: an engine that multiplies by 1/{count} may round a tie "
-                "the other way.",
-                "compare codes on real images; windows of an odd number, or a power of two, of values cannot tie.",
-            )
-
-
 def _resamples(graph: QdqGraph, node: onnx.NodeProto) -> bool:
     """A MatMul by a constant of few bits: the windows of an adaptive pool, or the weights of a resize. It is exact."""
     matrices = [graph.constants[name] for name in node.input[:2] if name in graph.constants]
@@ -237,28 +197,6 @@ def _bias(graph: QdqGraph, node: onnx.NodeProto) -> npt.NDArray[np.float64] | No
         return None
     codes, scale = constant(graph, source, 0), scale_of(graph, source)
     return None if codes is None or scale is None else codes.astype(np.float64).reshape(-1) * scale.reshape(-1)
-
-
-def _window_counts(given: Mapping[str, Attribute]) -> set[int]:
-    """How many values the windows of an AveragePool hold; fewer at a border that does not count."""
-    kernel, pads = given.get("kernel_shape", ()), given.get("pads", ())
-    if not isinstance(kernel, Sequence) or not isinstance(pads, Sequence):
-        return set()
-    missing = 0 if given.get("count_include_pad", 0) else max((int(pad) for pad in pads), default=0)
-    missing = max(map(int, kernel), default=1) - 1 if given.get("ceil_mode", 0) else missing
-    sides = [range(max(1, int(size) - missing), int(size) + 1) for size in kernel]
-    return {math.prod(window) for window in itertools.product(*sides)}
-
-
-def _image_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Height and width, or whatever dimensions an image has, of the tensors whose size shape inference knows."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    sizes = {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        dimensions = value.type.tensor_type.shape.dim
-        if len(dimensions) > 2:
-            sizes[value.name] = tuple(int(dimension.dim_value) for dimension in dimensions[2:])
-    return sizes
 
 
 def _more(channels: npt.NDArray[np.intp]) -> str:

@@ -14,6 +14,7 @@ import onnx
 
 from engines.batch import native_batch
 from engines.errors import CannotRunHere, InputError
+from engines.int4_storage import unpack_int4
 from engines.parity import logit_bits
 from engines.qdq_graph import constant, label, load_model, read_graph, zero_points
 from engines.runner import FloatArray
@@ -46,7 +47,9 @@ class OrtRunner:
     def __init__(self, path: Path, oracle: bool = False, threads: int | None = None, with_codes: bool = False) -> None:
         self.name = "oracle" if oracle else "onnxruntime"
         self._path, self._oracle, self._threads = path, oracle, threads
-        self._graph = read_graph(load_model(path))
+        stored = load_model(path, unpack=False)
+        self._graph = read_graph(unpack_int4(stored))
+        self._is_packed = self._graph.model is not stored
         self.code_names: Sequence[str] = self._graph.code_names
         self._zero_points = zero_points(self._graph)
         self._code_session = self._session(self.code_names) if with_codes else None
@@ -107,7 +110,9 @@ class OrtRunner:
             options.intra_op_num_threads = self._threads
         # between DequantizeLinear and QuantizeLinear onnxruntime would quantize float weights by a rule of its own
         disabled = [_QUANTIZES_WEIGHTS] if self._holds_float_weights() else []
-        source = self._with_outputs(extra).SerializeToString() if extra else str(self._path)
+        # weights stored in 4 bits would keep onnxruntime from its INT8 kernels
+        in_memory = bool(extra) or self._is_packed
+        source = self._with_outputs(extra).SerializeToString() if in_memory else str(self._path)
         try:
             return onnxruntime.InferenceSession(
                 source, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled

@@ -14,6 +14,8 @@ from onnx import numpy_helper
 
 from engines.errors import InputError
 from engines.external_data import data_files
+from engines.int4_storage import unpack_int4
+from engines.newer_opset import opset
 
 __all__ = [
     "Attribute",
@@ -81,11 +83,13 @@ class QdqGraph:
         return "logits" if "logits" in self.output_names else (*self.float_outputs, *self.output_names)[0]
 
 
-def load_model(path: Path) -> onnx.ModelProto:
+def load_model(path: Path, *, unpack: bool = True, any_inputs: bool = False) -> onnx.ModelProto:
     """Read an ONNX file.
 
     Args:
         path: the file.
+        unpack: give weights that are stored in 4 bits as INT8, the same integers; False gives the file as it is.
+        any_inputs: take a file with any number of inputs; the runners of images need exactly one.
 
     Returns:
         The model with all its weights in memory.
@@ -115,9 +119,9 @@ def load_model(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} is not an ONNX file, or is cut off (it holds no graph).", again)
     given = {tensor.name for tensor in graph.initializer}
     inputs = [value.name for value in graph.input if value.name not in given]
-    if len(inputs) != 1:
+    if len(inputs) != 1 and not any_inputs:
         raise InputError(f"{path} has {len(inputs)} inputs; a network of images has one.", again)
-    return model
+    return unpack_int4(model) if unpack else model
 
 
 def read_graph(model: onnx.ModelProto) -> QdqGraph:
@@ -192,11 +196,6 @@ def attributes(node: onnx.NodeProto) -> dict[str, Attribute]:
 def label(node: onnx.NodeProto) -> str:
     """How messages name a node: its type and its name, or its output where it has no name."""
     return f"{node.op_type} {node.name or node.output[0]}"
-
-
-def opset(model: onnx.ModelProto) -> int:
-    """Version of the default ONNX operator set that the model asks for."""
-    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def _constant_value(node: onnx.NodeProto) -> Constant:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from engines.build import BuildEvent, BuildResult, build_engines, build_onnx_file, exit_code
+from engines.build_config import refuse_dla
+from engines.build_options import BuildOptions
 from engines.doctor import as_json as checks_as_json
 from engines.doctor import diagnose
 from engines.engine_manifest import EngineManifest
@@ -21,15 +23,13 @@ from engines.host import RuntimeName
 from engines.profile import parse_profile
 from engines.run_folder import RunFolder
 
-__all__ = ["build", "doctor"]
+__all__ = ["build", "chosen_options", "doctor"]
 
 
 def build(
     source: Path,
-    runtimes: Sequence[str],
-    sms: Sequence[int],
-    batch: str,
     output: Path | None,
+    options: Mapping[str, Any],
     *,
     force: bool,
     as_json: bool,
@@ -38,35 +38,50 @@ def build(
 
     Args:
         source: a run folder, or an ONNX file.
-        runtimes: see `build_engines`.
-        sms: see `build_engines`.
-        batch: MIN:OPT:MAX.
         output: where engines of an ONNX file go; `FILE.engines` beside it if None.
+        options: the other options of the command line, by name.
         force: build again what is there.
         as_json: machine output.
+
+    Returns:
+        0, 1, 2 or 3, as `build.exit_code`.
+
+    Raises:
+        InputError: options or a source that make no sense.
     """
-    names = cast(Sequence[RuntimeName], runtimes)
-    profile, version = parse_profile(batch), _version()
+    if options.get("dla"):
+        raise refuse_dla()
+    names, sms = cast(Sequence[RuntimeName], options["runtimes"]), cast(Sequence[int], options["sms"])
+    wanted, version = chosen_options(options), _version()
     if source.suffix == ".onnx" and not source.exists():
         raise InputError(f"{source} does not exist.", "check the path; `faq-deploy export RUN` writes RUN/model.onnx.")
     if source.is_file():
         folder = output or source.with_suffix(".engines")
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file.", "name a folder with -o.")
-        results = build_onnx_file(source, folder, names, sms, profile, version=version, on_event=_progress, force=force)
+        results = build_onnx_file(source, folder, names, sms, wanted, version=version, on_event=_progress, force=force)
     elif output is not None:
         raise InputError("-o goes with an ONNX file; a run folder keeps its engines itself.", "leave out -o.")
     else:
         folder = source / "engines"
-        results = build_engines(
-            RunFolder(source), names, sms, profile, version=version, on_event=_progress, force=force
-        )
+        results = build_engines(RunFolder(source), names, sms, wanted, version=version, on_event=_progress, force=force)
     code = exit_code(results)
     if as_json:
         print(json.dumps({"exit_code": code, "engines": [_as_dict(r) for r in results]}, indent=2))
     else:
         _print(results, folder)
     return code
+
+
+def chosen_options(options: Mapping[str, Any]) -> BuildOptions:
+    """The choices of the command line.
+
+    Raises:
+        InputError: --batch is not MIN:OPT:MAX.
+    """
+    names = ("hardware", "version_compatible", "fp16_rest", "fp16_baseline", "int4_linear", "rebuilds", "workspace_mib")
+    given = {name: options[name] for name in names if name in options}
+    return BuildOptions(profile=parse_profile(options["batch"]), **given)
 
 
 def doctor(*, as_json: bool) -> None:
@@ -85,8 +100,9 @@ def doctor(*, as_json: bool) -> None:
 
 
 def _progress(event: BuildEvent) -> None:
-    if event.phase == "start":
-        print(f"building {event.name} ...", file=sys.stderr, flush=True)
+    said = {"start": f"building {event.name} ...", "wait": f"{event.name}: {event.text} ..."}
+    if event.phase in said:
+        print(said[event.phase], file=sys.stderr, flush=True)
 
 
 def _print(results: Sequence[BuildResult], folder: Path) -> None:

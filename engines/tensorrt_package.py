@@ -8,9 +8,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from engines.errors import CannotRunHere
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 __all__ = ["OLDEST_SM", "Messages", "TensorRTName", "load", "open_log", "reason", "rtx_sms"]
 
@@ -56,6 +59,11 @@ def load(name: TensorRTName) -> ModuleType:
         raise _does_not_load(name, error) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise _does_not_load(name, error) from error
+    spec = module.__spec__
+    if spec is not None and spec.origin is None:  # a folder that holds type stubs, or that an uninstall left
+        raise CannotRunHere(
+            f"The Python package {module_name} is not installed: its folder holds no code.", _INSTALL[name]
+        )
     if not hasattr(module, "Builder"):
         raise CannotRunHere(
             f"The Python package {module_name} is installed but is only a placeholder: it has no Builder.",
@@ -83,7 +91,7 @@ def rtx_sms() -> tuple[int, ...]:
     return tuple(sorted(int(name[2:]) for name in names if name.startswith("SM")))
 
 
-def open_log(name: TensorRTName) -> tuple[object, Messages]:
+def open_log(name: TensorRTName) -> tuple[trt.ILogger, Messages]:
     """The package's one logger and an empty record of what it will hear.
 
     A process keeps the first logger that any builder or runtime was made with and ignores later ones, so there is
@@ -111,14 +119,14 @@ def reason(messages: Messages, otherwise: str) -> str:
 
 
 @functools.cache
-def _logger(name: TensorRTName) -> tuple[object, Messages]:
-    trt = load(name)
+def _logger(name: TensorRTName) -> tuple[trt.ILogger, Messages]:
+    module = load(name)
     messages = Messages()
     kept = {"INTERNAL_ERROR": messages.errors, "ERROR": messages.errors, "WARNING": messages.warnings}
 
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Log(module.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # its documentation asks for this explicit call
+            module.ILogger.__init__(self)  # its documentation asks for this explicit call
 
         def log(self, severity: object, msg: str) -> None:
             record = kept.get(getattr(severity, "name", ""))

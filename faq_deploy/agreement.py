@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from engines.reference import ReferenceRunner
 from engines.runner import CodeRunner, FloatArray
 from faq_deploy.stored_net import StoredNet
 
-__all__ = ["Agreement", "compare", "images_at_once", "torch_codes"]
+__all__ = ["Agreement", "CodeCount", "compare", "images_at_once", "torch_codes"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -104,23 +105,48 @@ def images_at_once(stored: StoredNet, image: FloatArray) -> int:
     return int(max(1, min(_LARGEST, _MEMORY // max(1, sum(c.nbytes for c in codes.values())))))
 
 
-class _Total:
-    """Running totals of one runtime."""
+@dataclass
+class CodeCount:
+    """How many of a runtime's codes differ from PyTorch's; it does not grow with the number of images.
 
-    def __init__(self) -> None:
-        self.compared, self.differing, self.flips, self.largest = 0, 0, 0, 0.0
-        self.first: str | None = None
+    Attributes:
+        compared, differing: integer codes of all tensors.
+        first: name of the first tensor that differs, or None.
+    """
 
-    def add(self, wanted: dict[str, IntArray], logits: FloatArray, found: dict[str, IntArray]) -> None:
+    compared: int = 0
+    differing: int = 0
+    first: str | None = None
+
+    def add(self, wanted: Mapping[str, IntArray], found: Mapping[str, IntArray]) -> None:
+        """Count the codes of some more images.
+
+        Args:
+            wanted: PyTorch's, by ONNX tensor name.
+            found: the runtime's; tensors that are flat in one may have positions in the other.
+        """
         expected = {key: value.reshape(found[key].shape) for key, value in wanted.items()}
         parity = compare_codes(expected, found, list(wanted))
-        close = compare_logits(logits, found["logits"].astype(np.int32).view(np.float32))
         self.compared += parity.compared
         self.differing += parity.differing
-        self.flips += close.flips
-        self.largest = max(self.largest, close.largest_difference)
         if self.first is None and parity.first is not None:
             self.first = parity.first.tensor.removesuffix(".codes")
 
+
+@dataclass
+class _Total:
+    """Running totals of one runtime."""
+
+    codes: CodeCount = field(default_factory=CodeCount)
+    flips: int = 0
+    largest: float = 0.0
+
+    def add(self, wanted: Mapping[str, IntArray], logits: FloatArray, found: Mapping[str, IntArray]) -> None:
+        self.codes.add(wanted, found)
+        close = compare_logits(logits, found["logits"].astype(np.int32).view(np.float32))
+        self.flips += close.flips
+        self.largest = max(self.largest, close.largest_difference)
+
     def agreement(self, name: str, images: int) -> Agreement:
-        return Agreement(name, images, self.compared, self.differing, self.first, self.flips, self.largest)
+        codes = self.codes
+        return Agreement(name, images, codes.compared, codes.differing, codes.first, self.flips, self.largest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import tomllib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,11 @@ from engines.errors import InputError
 from engines.files import atomic_path
 from engines.run_folder import RunFolder
 from faq_deploy.torch_file import read_torch_file, write_torch_file
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 __all__ = [
     "CHECKPOINT",

@@ -26,6 +26,10 @@ _EXTRAS: Final = {
     "sklearn": "demo",
     "timm": "timm",
 }
+# what a machine without the extra can do instead
+_INSTEAD: Final = {
+    "eval": "; without it: `faq-deploy bundle RUN` here or elsewhere, then `faq-deploy eval --bundle FILE`."
+}
 
 
 class ErrorGroup(click.RichGroup):
@@ -50,7 +54,7 @@ class ErrorGroup(click.RichGroup):
                 raise
             _fail(
                 f"`faq-deploy {ctx.invoked_subcommand}` needs {error.name}, which is not installed.",
-                f"pip install 'faq-deploy[{extra}]'",
+                f"pip install 'faq-deploy[{extra}]'{_INSTEAD.get(ctx.invoked_subcommand or '', '')}",
                 3,
             )
         except ImportError as error:  # it is there, and a library that it needs is not

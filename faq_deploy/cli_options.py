@@ -11,7 +11,6 @@ import rich_click as click
 __all__ = [
     "assignments_option",
     "bits_option",
-    "build_options",
     "color_option",
     "cpu_option",
     "eval_options",
@@ -37,7 +36,7 @@ _MODEL_AND_DATA: Final = (
 )
 _RECIPE: Final = ("--recipe", "--epochs", "--lr", "--batch-size", "--seed", "--set")
 _QUANTIZED: Final = ("--bits", "--target", "--cpu", "--keep")
-_LAYERS: Final = ("--leaf", "--skip", "--model-output", "--certify")
+_LAYERS: Final = ("--leaf", "--skip", "--int4-linear", "--model-output", "--certify")
 _PREPROCESSING: Final = ("--resize", "--crop", "--mean", "--std", "--interpolation", "--color", "--orientation")
 _RUN: Final = ("--output", "--resume", "--force", "--device", "--workers", "--json", "--help")
 
@@ -143,6 +142,7 @@ layer_options = options(
     click.option(
         "--skip", multiple=True, metavar="PATTERN", help="Keep matching layers' weights in float; repeatable."
     ),
+    click.option("--int4-linear", is_flag=True, help="Give linear layers 4-bit weights, for `build --int4-linear`."),
     click.option(
         "--model-output",
         metavar="NAME",
@@ -182,41 +182,9 @@ float_options = options(
     _run,
 )
 
-build_options = options(
-    click.option(
-        "--runtime",
-        "runtimes",
-        multiple=True,
-        type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
-        help="Repeatable.  [default: tensorrt where it runs, else onnxruntime]",
-    ),
-    click.option(
-        "--sm",
-        "sms",
-        multiple=True,
-        type=int,
-        metavar="75|80|86|89|120",
-        help="GPU architectures for tensorrt-rtx; repeatable.",
-    ),
-    click.option(
-        "--batch",
-        default="1:8:32",
-        show_default=True,
-        metavar="MIN:OPT:MAX",
-        help="Batch sizes of the optimization profile.",
-    ),
-    click.option(
-        "--output",
-        "-o",
-        type=click.Path(path_type=Path),
-        help="Folder for engines built from FILE.onnx.  [default: FILE.engines beside it]",
-    ),
-    click.option("--force", is_flag=True, help="Build again what is there already."),
-    json_option,
-)
-
 eval_options = options(
-    click.option("--data", help="The same data in another place."),
+    click.option("--bundle", type=click.Path(path_type=Path), help="Judge a bundle instead of a run; needs no torch."),
+    click.option("--data", help="The same data in another place; with --bundle, a folder of images."),
     click.option(
         "--engine",
         "engines",

@@ -18,7 +18,7 @@ from faq_deploy.graph import Node
 from faq_deploy.net import QuantizedNet
 from faq_deploy.place import Target
 
-__all__ = ["emit_graph", "output_names"]
+__all__ = ["emit_graph", "emit_with_modules", "output_names"]
 
 _EMIT: Final[dict[str, Callable[[Emitter, Node], None]]] = {
     **PLAIN,
@@ -44,9 +44,18 @@ def emit_graph(net: QuantizedNet, target: Target) -> onnx.GraphProto:
     Returns:
         A graph whose inputs bear the names of the net's input nodes and whose outputs are named as `output_names` says.
     """
+    return emit_with_modules(net, target)[0]
+
+
+def emit_with_modules(net: QuantizedNet, target: Target) -> tuple[onnx.GraphProto, dict[str, str]]:
+    """As `emit_graph`, and the path of the module in the user's model that each ONNX node comes from, by its name."""
     out = Emitter(net, target)
+    modules: dict[str, str] = {}
     for node in net.graph:
+        before = len(out.nodes)
         _EMIT[node.kind](out, node)
+        if node.module:
+            modules.update((made.name, node.module) for made in out.nodes[before:])
     results = []
     for node_name, output in zip(net.graph.outputs, output_names(net), strict=True):
         last = out.tensor[node_name]
@@ -62,7 +71,8 @@ def emit_graph(net: QuantizedNet, target: Target) -> onnx.GraphProto:
         for node in net.graph
         if node.kind == "input"
     ]
-    return helper.make_graph(out.nodes, "faq_deploy", inputs, results, list(out.initializers.values()))
+    graph = helper.make_graph(out.nodes, "faq_deploy", inputs, results, list(out.initializers.values()))
+    return graph, modules
 
 
 def output_names(net: QuantizedNet) -> list[str]:

@@ -113,7 +113,7 @@ def _max_pool(out: Emitter, node: Node) -> None:
 
 
 def _avg_pool(out: Emitter, node: Node) -> None:
-    out.tensor[node.name] = out.op(
+    mean = out.op(
         "AveragePool",
         [out.tensor[node.inputs[0]]],
         f"{node.name}.out",
@@ -121,6 +121,7 @@ def _avg_pool(out: Emitter, node: Node) -> None:
         # without padding it says nothing, and optimized onnxruntime gets ceil_mode wrong with it
         count_include_pad=int(bool(node.settings["count_include_pad"]) and any(node.integers("padding"))),
     )
+    out.tensor[node.name] = out.shifted(node, mean)
 
 
 def _window(node: Node) -> dict[str, int | float | str | list[int]]:
@@ -134,7 +135,8 @@ def _window(node: Node) -> dict[str, int | float | str | list[int]]:
 
 
 def _global_avg_pool(out: Emitter, node: Node) -> None:
-    out.tensor[node.name] = out.op("GlobalAveragePool", [out.tensor[node.inputs[0]]], f"{node.name}.out")
+    mean = out.op("GlobalAveragePool", [out.tensor[node.inputs[0]]], f"{node.name}.out")
+    out.tensor[node.name] = out.shifted(node, mean)
 
 
 def _flatten(out: Emitter, node: Node) -> None:

@@ -47,7 +47,7 @@ def emit_adaptive_avg_pool(out: Emitter, node: Node) -> None:
             sums.append(out.op("ReduceSum", [window, axes], f"{name}.sum_{part}", keepdims=1))
         tensor = out.op("Concat", sums, f"{name}.sums_{axis}", axis=axis)
     counts = out.constant(f"{name}.counts", layer.counts.numpy())
-    out.tensor[name] = out.op("Div", [tensor, counts], f"{name}.out")
+    out.tensor[name] = out.shifted(node, out.op("Div", [tensor, counts], f"{name}.out"))
 
 
 def _linear(out: Emitter, node: Node, layer: Resize) -> str:

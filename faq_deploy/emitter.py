@@ -15,6 +15,7 @@ from faq_deploy.graph import Graph, Node
 from faq_deploy.layers import ActivationQuantizer
 from faq_deploy.net import QuantizedNet
 from faq_deploy.place import Target
+from faq_deploy.shifted import Shifted
 from faq_deploy.storage import Storage
 
 __all__ = ["Array", "Emitter"]
@@ -89,6 +90,13 @@ class Emitter:
             high = self.constant(f"{name}.high", np.array(storage.high + storage.zero_point, storage.dtype))
             self.op("Clip", [f"{name}.wide", low, high], codes)
         return self.op("DequantizeLinear", [codes, step, zero], f"{name}.values")
+
+    def shifted(self, node: Node, tensor: str) -> str:
+        """The tensor plus the constant of node's layer, if it has one."""
+        offset = float(cast(Shifted, self.net.layers[node.name]).offset)
+        if not offset:
+            return tensor
+        return self.op("Add", [tensor, self.number(f"{node.name}.offset", offset)], f"{node.name}.shifted")
 
     def flat(self, name: str) -> str:
         """The tensor of graph node `name` in the shape that the graph says."""

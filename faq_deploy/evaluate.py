@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from faq_deploy.engine_stages import engine_stages
 from faq_deploy.gate import Limits, judge
 from faq_deploy.report_model import Epoch, Layer, Report
 from faq_deploy.run_data import DataFacts, data_of_run, preprocessing_in_words
-from faq_deploy.stages import Tally, TorchRunner
+from faq_deploy.stages import Tally, TorchRunner, compare_codes
 from faq_deploy.stored_net import NetFacts, StoredNet, load_net
 from faq_deploy.versions import engine_versions
 
@@ -109,7 +109,9 @@ def evaluate(
     others += runs
     try:
         for batch in batches(images, None, options.batch_size, on_bad=options.on_bad, bad=bad):
-            _run_batch(batch.images, batch.labels, quantized, [floating, *others], options)
+            count = max(0, options.code_images - quantized.images)
+            shares = _run_batch(batch.images, batch.labels, quantized, [floating, *others])
+            compare_codes(loaded.quantized, batch.images, [(tally, min(ran, count)) for tally, ran in shares])
             on_images(len(batch.labels))
     finally:
         for tally in others:
@@ -122,7 +124,9 @@ def evaluate(
     curve, lost = _curve(loaded.run)
     warnings = bad.warnings() + lost
     warnings += [
-        f"{t.name}: {t.differing} of {t.compared} codes differ, first in {t.first}" for t in others if t.differing
+        f"{t.name}: {t.codes.differing} of {t.codes.compared} codes differ, first in {t.codes.first}"
+        for t in others
+        if t.codes.differing
     ]
     facts = loaded.quantized.facts
     if curve or facts.epoch:
@@ -135,7 +139,7 @@ def evaluate(
         verdict = verdict.model_copy(update={"sentences": [*verdict.sentences, said]})
     return Report(
         faq_deploy=__version__,
-        created=datetime.now(UTC).replace(microsecond=0),
+        created=datetime.now(timezone.utc).replace(microsecond=0),
         run=loaded.run.path.resolve().name,
         model=facts.model,
         weights=_weights(facts),
@@ -155,22 +159,19 @@ def evaluate(
 
 
 def _run_batch(
-    images: np.ndarray, labels: np.ndarray, quantized: Tally, others: Sequence[Tally], options: EvalOptions
-) -> None:
-    done = quantized.images
+    images: np.ndarray, labels: np.ndarray, quantized: Tally, others: Sequence[Tally]
+) -> list[tuple[Tally, int]]:
+    """Run every stage; the ones that have codes, and how many of the images each of them ran."""
     wanted = quantized.run(images, labels, None)
-    codes = None
-    if done < options.code_images:
-        assert isinstance(quantized.runner, TorchRunner)
-        codes = quantized.runner.codes(images)
+    shares = []
     for tally in others:
         if tally.runner is None:
             continue
         before = tally.images
         tally.run(images, labels, wanted)
-        if codes is not None and tally.kind != "float" and tally.images > before:
-            count = min(tally.images - before, options.code_images - done)
-            tally.compare_codes(images[:count], {name: value[:count] for name, value in codes.items()})
+        if tally.kind != "float":
+            shares.append((tally, tally.images - before))
+    return shares
 
 
 def _layers(stored: StoredNet) -> list[Layer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -14,11 +14,12 @@ from onnx import helper
 
 from engines.errors import FaqError
 from engines.files import atomic_path
+from engines.int4 import pack_int4
 from engines.lint import lint
 from engines.runner import FloatArray
 from faq_deploy.agreement import Agreement, compare
 from faq_deploy.certificate import LayerBound, certificate, over_the_bound
-from faq_deploy.emit import emit_graph
+from faq_deploy.emit import emit_with_modules
 from faq_deploy.stored_net import StoredNet
 
 __all__ = ["ExportResult", "export_onnx"]
@@ -29,13 +30,22 @@ IR_VERSION: Final = 8  # the lowest that opset 13 needs: old runtimes on edge bo
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written and what was proved about it."""
+    """What was written and what was proved about it.
+
+    Attributes:
+        path: of the ONNX file.
+        bytes: of it.
+        agreements: of each runtime with PyTorch.
+        bounds: of each layer's sums.
+        warnings, notes: sentences for the user.
+    """
 
     path: Path
     bytes: int
     agreements: list[Agreement]
     bounds: list[LayerBound]
     warnings: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 def export_onnx(
@@ -46,6 +56,7 @@ def export_onnx(
     versions: dict[str, str],
     checkpoint_sha256: str,
     on_stage: Callable[[str], None] = lambda text: None,
+    packed: bool = False,
 ) -> ExportResult:
     """Write `path` if PyTorch, the integer reference and onnxruntime agree on its codes.
 
@@ -56,6 +67,8 @@ def export_onnx(
         versions: of packages, for the metadata.
         checkpoint_sha256: of the file that `stored` was read from.
         on_stage: told what is being done.
+        packed: store weights whose codes all have 4 bits in 4 bits, for a smaller file; everything that reads it
+            here unpacks them. The checks are of this very file.
 
     Raises:
         InputError: the graph breaks a rule, or the disk is full.
@@ -64,13 +77,17 @@ def export_onnx(
     on_stage("writing the graph")
     bounds = certificate(stored.net)
     model = _model(stored, versions, checkpoint_sha256, bounds)
+    notes: list[str] = []
+    if packed:
+        model, sentence = _packed(model, path)
+        notes.append(sentence)
     warnings = _lint(model, stored.recipe.target)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
         on_stage(f"comparing {len(images)} images with the reference and onnxruntime")
         agreements = compare(stored, temporary, images)
         warnings += _explain(stored, agreements, bounds)
-    return ExportResult(path, path.stat().st_size, agreements, bounds, warnings)
+    return ExportResult(path, path.stat().st_size, agreements, bounds, warnings, notes)
 
 
 def _model(
@@ -80,7 +97,7 @@ def _model(
     bounds: list[LayerBound],
 ) -> onnx.ModelProto:
     net, recipe, facts = stored.net, stored.recipe, stored.facts
-    graph = emit_graph(net, recipe.target)
+    graph, modules = emit_with_modules(net, recipe.target)
     model = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -95,6 +112,7 @@ def _model(
         "target": recipe.target,
         "bits": recipe.bits,
         "model": facts.model,
+        "modules": modules,
         "exponents": exponents,
         "weight_exponents": weight_exponents,
         "batch_norm": _multipliers(stored),
@@ -107,6 +125,10 @@ def _model(
     for key, value in sorted(entries.items()):
         entry = model.metadata_props.add()
         entry.key, entry.value = f"faq_deploy.{key}", json.dumps(value, sort_keys=True)
+    return _valid(model)
+
+
+def _valid(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -115,6 +137,19 @@ def _model(
             "this is a bug in faq-deploy: please report it with your model.",
         ) from error
     return model
+
+
+def _packed(model: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, str]:
+    """The model with its 4-bit weights packed, and a sentence about what that saves."""
+    made = pack_int4(model)
+    if made is model:
+        return model, f"{path.name}: no layer has 4-bit weights, so that nothing is packed."
+    before, after = model.ByteSize(), made.ByteSize()
+    sentence = (
+        f"{path.name}: 4-bit weights packed, {after / 1e6:.3g} MB instead of {before / 1e6:.3g} MB "
+        f"({before / after:.2f} times smaller)"
+    )
+    return _valid(made), sentence
 
 
 def _multipliers(stored: StoredNet) -> dict[str, dict[str, object]]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from engines.int8_rules import Convolution, no_int8_kernel
 from faq_deploy.graph import WEIGHTED, Node
 from faq_deploy.inspect_view import NetView, is_depthwise
 from faq_deploy.recipe import Recipe
@@ -13,8 +14,6 @@ from faq_deploy.recipe import Recipe
 __all__ = ["warnings_about"]
 
 _NAMED: Final = 3  # examples in a sentence
-# INT8 kernels load channels in packs of four: groups that are no multiple of it may find no kernel (C52)
-_PACK: Final = 4
 _CURVES: Final = {
     "silu": "SiLU",
     "hardswish": "hard-swish",
@@ -72,12 +71,13 @@ def _about_convolutions(view: NetView, recipe: Recipe) -> Iterator[str]:
                 "one weight exponent per tensor loses much accuracy in depthwise convolutions, whose channels differ "
                 "widely: take --set quantizer.granularity=channel."
             )
-    awkward = [node for node in grouped if any(count % _PACK for count in _per_group(view, node))]
+    awkward = [node for node in grouped if no_int8_kernel(_sizes(view, node)) is not None]
     if awkward and recipe.target == "tensorrt":
         sizes = Counter("x".join(map(str, _per_group(view, node))) for node in awkward)
         yield (
-            f"{_count(awkward, 'grouped convolution')} with {', '.join(sizes)} channels per group, no multiple of "
-            f"{_PACK}: TensorRT may find no INT8 kernel, or a slow one. --skip {awkward[0].name} keeps one in float."
+            f"{_count(awkward, 'grouped convolution')} with {', '.join(sizes)} channels per group: "
+            "TensorRT has no INT8 kernel for that and computes in float, with the same codes: "
+            f"{no_int8_kernel(_sizes(view, awkward[0]))}. --skip {awkward[0].name} leaves one unquantized."
         )
     transposed = [node for node in layers if node.kind == "conv_transpose"]
     if transposed:
@@ -123,6 +123,12 @@ def _function_behind(nodes: Mapping[str, Node], name: str) -> str:
     while node.kind == "quantize" or node.moves_codes:
         node = nodes[node.inputs[0]]
     return str(node.settings.get("function", ""))
+
+
+def _sizes(view: NetView, node: Node) -> Convolution:
+    first, second = _per_group(view, node)
+    groups = node.integer("groups")
+    return Convolution(first * groups, second * groups, groups, transposed=node.kind == "conv_transpose")
 
 
 def _per_group(view: NetView, node: Node) -> tuple[int, int]:

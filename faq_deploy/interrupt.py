@@ -7,7 +7,8 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Self
+
+from typing_extensions import Self
 
 from engines.errors import FaqError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Final
 
 from engines.errors import InputError
 from faq_deploy.graph import WEIGHTED, Graph, Node
@@ -12,19 +13,22 @@ from faq_deploy.recipe_sections import LayersSection
 
 __all__ = ["choose_layers"]
 
+_LINEAR_BITS: Final = 4
+
 
 def choose_layers(graph: Graph, choices: LayersSection) -> Graph:
     """Mark nodes as `float`, and give those with bits of their own the setting `chosen_bits`.
 
     Names are a module's path in the user's model (`layer4.1.conv2`) or the layer's name in our files
-    (`layer4_1_conv2`).
+    (`layer4_1_conv2`). With `int4_linear`, linear layers that no pattern names get 4-bit weights.
 
     Args:
         graph: before quantizers are placed.
         choices: the recipe's section `layers`.
 
     Raises:
-        InputError: a name or pattern that nothing matches, with the nearest one.
+        InputError: a name or pattern that nothing matches, with the nearest one; 4-bit linear layers are asked for and
+            there is none.
     """
     layers = [node for node in graph if node.kind in WEIGHTED]
     choosable = [*layers, *(node for node in graph if node.kind == "relu")]
@@ -38,12 +42,19 @@ def choose_layers(graph: Graph, choices: LayersSection) -> Graph:
     for pattern in choices.bits:
         if not any(_matches(node, pattern) for node in choosable):
             raise _unknown("--bits", pattern, (node.module or node.name for node in choosable))
+    if choices.int4_linear and not any(node.kind == "linear" for node in layers):
+        raise InputError(
+            "--int4-linear: the model has no linear layer.",
+            "leave it out; --bits PATTERN=4 gives convolutions 4-bit weights.",
+        )
     weighted = {node.name for node in layers if any(_matches(node, pattern) for pattern in choices.skip)}
     result = []
     for node in graph:
         if node.name in leaves | weighted and node.kind != "input":
             node = node.with_settings(float=True)
         bits = next((b for pattern, b in choices.bits.items() if _matches(node, pattern)), None)
+        if bits is None and choices.int4_linear and node.kind == "linear":
+            bits = _LINEAR_BITS
         if bits is not None and node.kind in WEIGHTED | {"relu"}:
             node = node.with_settings(chosen_bits=bits)
         result.append(node)

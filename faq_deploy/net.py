@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Self, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from faq_deploy.batch_norm import BatchNormMode
 from faq_deploy.build_layers import Surroundings, build_layer, grid_of
@@ -15,8 +16,10 @@ from faq_deploy.fixed_point import WeightRule, bias_floor, weight_exponents
 from faq_deploy.graph import WEIGHTED, Graph, Node
 from faq_deploy.layers import ActivationQuantizer, Mode, WeightedLayer
 from faq_deploy.norm_layer import ExactNorm
+from faq_deploy.plain_layers import AveragePool, GlobalAveragePool
 from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
-from faq_deploy.resample import Resize
+from faq_deploy.resample import AdaptiveAveragePool, Resize
+from faq_deploy.shifted import mean_offset
 from faq_deploy.slope import SlopedRelu
 from faq_deploy.unary import CodeRange, Unary
 
@@ -24,6 +27,7 @@ __all__ = ["QuantizedNet", "WeightRules"]
 
 # What computes differently by mode.
 _MODAL = (ActivationQuantizer, WeightedLayer, QuantizedBatchNorm, ExactNorm, SlopedRelu, Resize)
+_MEANS = (AveragePool, GlobalAveragePool, AdaptiveAveragePool)
 
 
 class WeightRules(dict[int, WeightRule]):
@@ -165,9 +169,24 @@ class QuantizedNet(nn.Module):
             if isinstance(layer, (WeightedLayer, ExactNorm)) and name not in self._float:
                 layer.input_exponent.copy_(sources[0].exponent)  # those behind a concat share one exponent
             elif isinstance(layer, Unary) and sources:
-                quantizers = [self.layers[reader.name] for reader in readers[name] if reader.kind == "quantize"]
-                written = [_code_range([q]) for q in quantizers if isinstance(q, ActivationQuantizer)]
-                layer.settle(_code_range(sources), written)
+                layer.settle(_code_range(sources), [_code_range([q]) for q in self._rounding(readers[name])])
+
+    @torch.no_grad()
+    def clear_means(self) -> None:
+        """Shift average pools off rounding ties; call when exponents were fixed, in eval."""
+        pools = {n: layer for n, layer in self.layers.items() if isinstance(layer, _MEANS) and self._sources[n]}
+        if not pools:
+            return
+        readers, shapes = self.graph.consumers(), self.shapes()
+        for name, layer in pools.items():
+            read = cast(ActivationQuantizer, self.layers[self._sources[name][0]])
+            written = [q.exponent_number for q in self._rounding(readers[name])]
+            _, *size = shapes[self._nodes[name].inputs[0]]
+            layer.shift_by(mean_offset(layer.window_sizes(tuple(size)), read.exponent_number, written))
+
+    def _rounding(self, readers: Sequence[Node]) -> list[ActivationQuantizer]:
+        """The quantizers among the nodes that read a tensor."""
+        return [layer for node in readers if isinstance(layer := self.layers[node.name], ActivationQuantizer)]
 
     @torch.no_grad()
     def train(self, mode: bool = True) -> Self:

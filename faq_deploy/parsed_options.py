@@ -67,6 +67,8 @@ def training_options(model: str | None, options: dict[str, Any]) -> QuantizeOpti
         on_bad=options["on_bad_image"],
     )
     bits, of_layers = precisions(options.get("bits") or ())
+    if options.get("int4_linear"):  # left out, it leaves a recipe as it is
+        of_layers["layers.int4_linear"] = True
     return QuantizeOptions(
         model=model,
         output=options["output"],

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from engines.windows import pool_of, pooled_sum
+from faq_deploy.shifted import Shifted
 
 __all__ = [
     "Add",
@@ -179,7 +183,7 @@ class MaxPool(nn.Module):
         return pooled
 
 
-class AveragePool(nn.Module):
+class AveragePool(Shifted):
     """Mean of each window, in one, two or three dimensions."""
 
     def __init__(
@@ -191,16 +195,26 @@ class AveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...), smaller."""
-        pooled: Tensor = self.pool(x, *self.window)
-        return pooled
+        return self.shifted(self.pool(x, *self.window))
+
+    def window_sizes(self, size: tuple[int, ...]) -> set[int]:
+        """How many values the windows average, in an image of this size; fewer at a border that does not count."""
+        kernel, stride, padding, ceil_mode, count_include_pad = self.window
+        windows = pool_of({"strides": stride, "pads": padding * 2, "ceil_mode": int(ceil_mode)}, kernel, size)
+        _, counts = pooled_sum(np.zeros((1, 1, *size), np.int64), windows, count_include_pad)
+        return set(counts.reshape(-1).tolist())
 
 
-class GlobalAveragePool(nn.Module):
+class GlobalAveragePool(Shifted):
     """Mean over all positions, which stay as axes of 1: one exact sum, one division (design 4)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, 1, 1)."""
-        return x.sum(tuple(range(2, x.dim())), keepdim=True) / math.prod(x.shape[2:])
+        return self.shifted(x.sum(tuple(range(2, x.dim())), keepdim=True) / math.prod(x.shape[2:]))
+
+    def window_sizes(self, size: tuple[int, ...]) -> set[int]:
+        """All positions of an image of this size: one number."""
+        return {math.prod(size)}
 
 
 class StochasticDepth(nn.Module):

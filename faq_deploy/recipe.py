@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,6 +21,11 @@ from faq_deploy.recipe_sections import (
     Section,
     TrainingSection,
 )
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 __all__ = [
     "CalibrationSection",

@@ -116,5 +116,7 @@ class LayersSection(Section):
     """patterns of layers whose weights stay in float"""
     bits: dict[str, Annotated[int, Field(ge=2, le=8)]] = {}
     """bits of layers and ReLUs by pattern, 2 to 8, the first match counts: {"layer4.*" = 8}"""
+    int4_linear: bool = False
+    """linear layers without bits of their own get 4-bit weights, the last one too; `build --int4-linear` stores INT4"""
     output: str = ""
     """which of several outputs the net keeps; empty: logits or out if there is one, else the first"""

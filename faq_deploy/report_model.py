@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from engines.plan_model import EnginePlan
 
 __all__ = ["Engine", "Epoch", "Gate", "Layer", "Report", "Stage", "Verdict", "headline"]
 
@@ -159,6 +162,7 @@ class Engine(_Part):
         seconds: how long the build took.
         status: ran or skipped (and is a stage above), or not asked for: --engine named others.
         note: one sentence, such as why it was skipped.
+        plan: what it runs, predicted or by its own account; None for runtimes that are not TensorRT's.
     """
 
     name: str
@@ -167,6 +171,7 @@ class Engine(_Part):
     seconds: float | None = None
     status: Literal["ran", "skipped", "not asked for"]
     note: str = ""
+    plan: EnginePlan | None = None
 
 
 class Report(_Part):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engines.errors import InputError
 from faq_deploy.layers import Mode
+from faq_deploy.shifted import Shifted
 
 __all__ = ["AdaptiveAveragePool", "Interpolation", "Resize", "interpolation", "nearest_indices", "pool_matrix"]
 
@@ -114,7 +115,7 @@ class Resize(nn.Module):
         return rows[0] @ y if rows else y
 
 
-class AdaptiveAveragePool(nn.Module):
+class AdaptiveAveragePool(Shifted):
     """Means of windows of unequal size: exact sums by matrices of zeros and ones, then one division.
 
     Args:
@@ -134,4 +135,8 @@ class AdaptiveAveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) float32 to (N, C, *new)."""
-        return self.rows @ (x @ self.columns.T) / self.counts
+        return self.shifted(self.rows @ (x @ self.columns.T) / self.counts)
+
+    def window_sizes(self, size: tuple[int, ...]) -> set[int]:
+        """How many values the windows average; the image's size is known already."""
+        return {int(count) for count in self.counts.reshape(-1).tolist()}

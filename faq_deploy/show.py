@@ -93,6 +93,7 @@ def exported(result: ExportResult, *, as_json: bool) -> None:
             "sums": len(result.bounds),
             "certificate": {b.name: b.as_dict() for b in result.bounds},
             "warnings": result.warnings,
+            "notes": result.notes,
         }
         print(json.dumps(facts, indent=2))
         return
@@ -105,6 +106,8 @@ def exported(result: ExportResult, *, as_json: bool) -> None:
     _print(table)
     _print(f"{proof_sentence(result.bounds)}.")
     _warn(result.warnings)
+    for sentence in result.notes:
+        _print(sentence)
     _print(f"{result.path}: {result.bytes / 1e6:.3g} MB")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engines.parity import compare_codes, compare_logits, top1, topk
+from engines.parity import compare_logits, top1, topk
 from engines.runner import CodeRunner, FloatArray, Runner
+from faq_deploy.agreement import CodeCount, images_at_once, torch_codes
 from faq_deploy.report_model import Stage
 from faq_deploy.stored_net import StoredNet
 
-__all__ = ["StageKind", "Tally", "TorchRunner", "is_code_runner"]
+__all__ = ["StageKind", "Tally", "TorchRunner", "compare_codes", "is_code_runner"]
 
 IntArray = npt.NDArray[np.int64]
 StageKind = Literal["float", "quantized", "reference", "onnxruntime", "engine"]
@@ -33,19 +35,12 @@ class TorchRunner:
         self.name = "PyTorch quantized" if quantized else "PyTorch float"
         self._net = stored.net.eval()
         self._net.set_mode("quantize" if quantized else "float")
-        self.code_names = [f"{name}.codes" for name in self._net.quantizers()]
 
     def __call__(self, batch: FloatArray) -> FloatArray:
         """Logits, float32, shape (N, classes)."""
         with torch.inference_mode():
             logits: FloatArray = self._net(torch.from_numpy(batch)).numpy()
         return logits
-
-    def codes(self, batch: FloatArray) -> dict[str, IntArray]:
-        """Codes by tensor name."""
-        with torch.inference_mode():
-            codes, _ = self._net.codes(torch.from_numpy(batch))
-        return {f"{name}.codes": value.numpy() for name, value in codes.items()}
 
     def close(self) -> None:
         """Let go of the net."""
@@ -72,10 +67,8 @@ class Tally:
     has_top5: bool = True
     flips: int = 0
     largest: float = 0.0
-    differing: int | None = None
-    compared: int = 0
     seconds: float = 0.0
-    first: str | None = field(default=None)
+    codes: CodeCount = field(default_factory=CodeCount)
 
     def run(self, images: FloatArray, labels: IntArray, wanted: FloatArray | None) -> FloatArray:
         """Run a batch (cut to the limit) and count.
@@ -107,18 +100,12 @@ class Tally:
             self.largest = max(self.largest, close.largest_difference)
         return logits
 
-    def compare_codes(self, images: FloatArray, wanted: dict[str, IntArray]) -> None:
+    def compare_codes(self, images: FloatArray, wanted: Mapping[str, IntArray]) -> None:
         """Compare this stage's codes on some images with PyTorch quantized's."""
         if self.runner is None or not is_code_runner(self.runner):
             return
         runner: CodeRunner = self.runner  # type: ignore[assignment]
-        found = runner.codes(images)
-        expected = {name: value.reshape(found[name].shape) for name, value in wanted.items()}
-        parity = compare_codes(expected, found, list(wanted))
-        self.differing = (self.differing or 0) + parity.differing
-        self.compared += parity.compared
-        if parity.first is not None and self.first is None:
-            self.first = parity.first.tensor.removesuffix(".codes")
+        self.codes.add(wanted, runner.codes(images))
 
     def stage(self) -> Stage:
         """The totals as a row of the report."""
@@ -133,8 +120,28 @@ class Tally:
             top5=100 * self.right5 / self.images if self.has_top5 else None,
             agreement_with_quantized=100 * (self.images - self.flips) / self.images,
             flips=self.flips,
-            differing_codes=self.differing,
-            codes_compared=self.compared if self.differing is not None else None,
+            differing_codes=self.codes.differing if self.codes.compared else None,
+            codes_compared=self.codes.compared or None,
             max_logit_difference=self.largest if against or self.kind == "float" else 0.0,
             images_per_second=self.images / self.seconds if self.seconds else None,
         )
+
+
+def compare_codes(stored: StoredNet, images: FloatArray, shares: Sequence[tuple[Tally, int]]) -> None:
+    """Compare stages' codes with PyTorch quantized's, a few images at a time: all their codes would fill the memory.
+
+    Args:
+        stored: the quantized net.
+        images: float32, shape (N, C, H, W).
+        shares: each stage, and how many of the images, from the first on, it compares.
+    """
+    images = images[: max((count for _, count in shares), default=0)]
+    step = images_at_once(stored, images[:1]) if len(images) else 1
+    for start in range(0, len(images), step):
+        wanted, _ = torch_codes(stored, images[start : start + step])
+        for tally, count in shares:
+            left = min(count - start, step)
+            if left > 0:
+                tally.compare_codes(
+                    images[start : start + left], {name: value[:left] for name, value in wanted.items()}
+                )

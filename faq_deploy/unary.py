@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from faq_deploy.shifted import MARGIN, Shifted
 
 __all__ = [
     "FUNCTIONS",
@@ -26,10 +28,6 @@ __all__ = [
 ]
 
 Array = npt.NDArray[np.float64]
-
-# No entry of a table may lie nearer to a tie, in steps of the output: float32 functions of different libraries
-# differ by less, so that all of them give the same code.
-MARGIN: Final = 2.0**-11
 
 _OFFSETS_A_STEP: Final = 2**10  # an entry excludes at most one of them, and a table has 256 entries
 
@@ -131,7 +129,7 @@ FUNCTIONS: Final[dict[str, Function]] = {
 _STEEP_AT_ZERO: Final = frozenset({"log", "sqrt", "rsqrt", "reciprocal"})
 
 
-class Unary(nn.Module):
+class Unary(Shifted):
     """gain·f(x) + offset, elementwise.
 
     Args:
@@ -140,25 +138,16 @@ class Unary(nn.Module):
         gain: multiplies the result.
 
     Buffers:
-        offset: float32 scalar in the output's units, see `settle_offset`; 0 until exponents are fixed.
+        offset: see `settle_offset`.
     """
-
-    offset: Tensor
 
     def __init__(self, function: str, shape: Shape, gain: float) -> None:
         super().__init__()
         self.function, self.shape, self.gain = function, shape, gain
-        self._offset = 0.0  # the buffer's value as a number
-        self.register_buffer("offset", torch.zeros(()))
-
-    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._offset = float(self.offset)
 
     def settle(self, read: CodeRange, written: Sequence[CodeRange]) -> None:
         """Choose the offset for the grid that is read and those that quantize the result."""
-        self._offset = settle_offset(self.function, self.shape, self.gain, read, written)
-        self.offset.fill_(self._offset)
+        self.shift_by(settle_offset(self.function, self.shape, self.gain, read, written))
 
     def forward(self, x: Tensor) -> Tensor:
         """Any float32 tensor, same shape out."""
@@ -171,7 +160,7 @@ class Unary(nn.Module):
             y = values(x, self.shape)
         if self.gain != 1.0:
             y = y * self.gain
-        return y + self._offset if self._offset else y
+        return self.shifted(y)
 
 
 def settle_offset(function: str, shape: Shape, gain: float, read: CodeRange, written: Sequence[CodeRange]) -> float:

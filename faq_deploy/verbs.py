@@ -105,14 +105,16 @@ def quantize_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say
     return result, warnings
 
 
-def export_verb(run: RunFolder, check_images: int, say: Say) -> ExportResult:
+def export_verb(run: RunFolder, check_images: int, say: Say, *, pack_int4: bool = False) -> ExportResult:
     """Write and check `model.onnx`; see `faq-deploy export --help`.
 
     Raises:
         InputError: no quantized net, or a stale one.
         FaqError: codes differ without an arithmetic reason.
     """
-    path = run.require_fresh("quantize", "quantized.pt", {"float.pt": "calibrate"})
+    calibrated = run.manifest().steps.get("calibrate")
+    sources = ["float.pt"] + [name for name in ("corrected.pt",) if calibrated and name in calibrated.outputs]
+    path = run.require_fresh("quantize", "quantized.pt", dict.fromkeys(sources, "calibrate"))
     stored = load_net(path)
     images = load_samples(run.require("calibrate", "samples.npz"), stored.facts.preprocessing, check_images)
     remove_leftovers(run)
@@ -123,6 +125,7 @@ def export_verb(run: RunFolder, check_images: int, say: Say) -> ExportResult:
         versions=engine_versions(),
         checkpoint_sha256=sha256_of(path),
         on_stage=say,
+        packed=pack_int4,
     )
     run.record(
         "export",
@@ -135,6 +138,7 @@ def export_verb(run: RunFolder, check_images: int, say: Say) -> ExportResult:
             "agreement": [dataclasses.asdict(a) for a in result.agreements],
             "proven_layers": sum(b.proven for b in result.bounds),
             "layers": len(result.bounds),
+            "pack_int4": pack_int4,
             "warnings": result.warnings,
         },
         after=["eval"],

@@ -34,9 +34,7 @@ class Around(nn.Module):
         """Logits."""
         y = self.body(self, F.relu(self.norm(self.stem(x))))
         if y.dim() == 4:
-            # the mean of another number of positions can tie, and optimized onnxruntime multiplies by a reciprocal
-            positions = y.shape[2] * y.shape[3]
-            y = y.mean((2, 3)) if positions % 2 or positions & (positions - 1) == 0 else y.amax((2, 3))
+            y = y.mean((2, 3))
         logits: Tensor = self.head(y.flatten(1))
         return logits
 
@@ -216,6 +214,14 @@ def _transposed(inputs: int, outputs: int, groups: int, **options: object) -> Ca
     return make
 
 
+def _mean_of(height: int, width: int) -> Callable[[], nn.Module]:
+    return _around(lambda s, x: s.m["a"](x[:, :, :height, :width]), a=_conv())
+
+
+def _windows(height: int, width: int) -> Callable[[], nn.Module]:
+    return _around(lambda s, x: s.m["b"](F.avg_pool2d(s.m["a"](x), (height, width), 1)), a=_conv(), b=_conv())
+
+
 # name -> factory. Every one must give the same codes in PyTorch, in the integer reference and in onnxruntime.
 CONSTRUCTS: Final[dict[str, Callable[[], nn.Module]]] = {
     "relu called twice": _around(
@@ -349,6 +355,14 @@ CONSTRUCTS: Final[dict[str, Callable[[], nn.Module]]] = {
     "adaptive pool to 3x5": _around(lambda s, x: F.adaptive_avg_pool2d(s.m["a"](x), (3, 5)), a=_conv()),
     "adaptive pool to 4x4": _around(lambda s, x: s.m["a"](F.adaptive_avg_pool2d(x, 4)), a=_conv()),
     "adaptive max pool": _around(lambda s, x: F.adaptive_max_pool2d(s.m["a"](x), 1), a=_conv()),
+    "adaptive pool to 10x12": _around(lambda s, x: F.adaptive_avg_pool2d(s.m["a"](x), (10, 12)), a=_conv()),
+    **{f"mean of {height}x{width}": _mean_of(height, width) for height, width in ((14, 14), (6, 6), (10, 12))},
+    **{f"avg pool of {height}x{width}": _windows(height, width) for height, width in ((6, 6), (2, 14), (8, 14))},
+    "gate of a mean of 14x14": _around(
+        lambda s, x: (lambda y: y * torch.sigmoid(s.m["b"](y.mean((2, 3), keepdim=True))))(s.m["a"](x)),
+        a=nn.Conv2d(8, 8, 3),
+        b=_conv(kernel=1),
+    ),
     "mean over width": _around(lambda s, x: s.m["a"](x.mean(3, keepdim=True)) * x, a=_conv(kernel=1)),
     "mean over channels": _around(lambda s, x: x * x.mean(1, keepdim=True).sigmoid()),
     "max pool of negative codes": _around(

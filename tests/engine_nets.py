@@ -14,13 +14,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.build import BuildResult, build_engines
+from engines.build_options import BuildOptions
 from engines.host import RuntimeName, this_host
-from engines.profile import DEFAULT_PROFILE, Profile
 from engines.run_folder import RunFolder
 
-__all__ = ["VERSION", "built", "classifier", "exported_run", "needs_rtx", "statuses"]
+__all__ = ["DEFAULTS", "VERSION", "built", "classifier", "exported_run", "needs_rtx", "statuses", "two_inputs"]
 
 VERSION: Final = "0.1.0"
+DEFAULTS: Final = BuildOptions()
 FOR_TENSORRT: Final[Mapping[str, object]] = {"target": "tensorrt", "recipe": {"bits": 8}}
 
 needs_rtx = pytest.mark.skipif(
@@ -93,6 +94,22 @@ def classifier(
     return path
 
 
+def two_inputs(path: Path) -> Path:
+    """Write a net that adds two images, the left one of any batch and the right one of batch 1; return the path."""
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["left", "right"], ["logits"], "add")],
+        "two_inputs",
+        [
+            helper.make_tensor_value_info("left", TensorProto.FLOAT, ["N", 3, 16, 16]),
+            helper.make_tensor_value_info("right", TensorProto.FLOAT, [1, 3, 16, 16]),
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3, 16, 16])],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
 def exported_run(folder: Path, *, seed: int = 0, **flags: Any) -> RunFolder:
     """A run with a classifier as `quantize` and `export` leave it; `flags` as for `classifier`."""
     run = RunFolder(folder)
@@ -108,10 +125,10 @@ def built(
     run: RunFolder,
     runtimes: Sequence[RuntimeName],
     sms: Sequence[int] = (),
-    profile: Profile = DEFAULT_PROFILE,
+    options: BuildOptions = DEFAULTS,
 ) -> dict[str, BuildResult]:
     """What `build` answers, by engine."""
-    return {result.name: result for result in build_engines(run, runtimes, sms, profile, version=VERSION)}
+    return {result.name: result for result in build_engines(run, runtimes, sms, options, version=VERSION)}
 
 
 def statuses(results: Mapping[str, BuildResult]) -> dict[str, str]:

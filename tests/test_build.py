@@ -16,7 +16,7 @@ from engines.host import Gpu, Host, RuntimeName, this_host
 from engines.profile import Profile
 from engines.run_folder import RunFolder
 from engines.tensorrt import BuiltEngine, build_rtx
-from tests.engine_nets import VERSION, built, classifier, exported_run, needs_rtx, statuses
+from tests.engine_nets import DEFAULTS, VERSION, built, classifier, exported_run, needs_rtx, statuses
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_tensorrt_without_package_or_gpu_is_unavailable_and_exits_3(
 def test_force_builds_again_and_progress_is_told(run: RunFolder) -> None:
     def build_once(force: bool) -> list[BuildEvent]:
         events: list[BuildEvent] = []
-        build_engines(run, ["onnxruntime"], [], Profile(), version=VERSION, on_event=events.append, force=force)
+        build_engines(run, ["onnxruntime"], [], DEFAULTS, version=VERSION, on_event=events.append, force=force)
         return events
 
     start, stop = build_once(force=False)
@@ -184,14 +184,14 @@ def test_sm_without_rtx_is_bad_usage(run: RunFolder) -> None:
 def test_file_that_the_linter_finds_wrong_is_not_built(tmp_path: Path) -> None:
     model = classifier(tmp_path / "model.onnx", flaw="negative scale")
     with pytest.raises(InputError, match=r"model\.onnx would not give the right engine: .*scale") as caught:
-        build_onnx_file(model, tmp_path / "engines", ["onnxruntime"], [], Profile(), version=VERSION)
+        build_onnx_file(model, tmp_path / "engines", ["onnxruntime"], [], DEFAULTS, version=VERSION)
     assert caught.value.remedy
     assert not (tmp_path / "engines").exists()
 
 
 def test_onnx_file_alone_builds_without_aexported_run(tmp_path: Path) -> None:
     model = classifier(tmp_path / "given" / "net.onnx")
-    (result,) = build_onnx_file(model, tmp_path / "engines", ["onnxruntime"], [], Profile(), version=VERSION)
+    (result,) = build_onnx_file(model, tmp_path / "engines", ["onnxruntime"], [], DEFAULTS, version=VERSION)
     assert result.manifest == check(tmp_path / "engines/onnxruntime", sha256_of(model))
     assert result.manifest is not None
     assert (result.manifest.target, result.manifest.notes) == (None, ())

@@ -63,6 +63,11 @@ def test_codes_are_the_same_everywhere_after_a_training_step(name: str, target: 
         for runner in (ReferenceRunner(path), OrtRunner(path)):
             assert np.array_equal(runner(piece), logits)
             runner.close()
+    optimized = OrtRunner(path)
+    found = optimized.codes(piece)
+    optimized.close()
+    for tensor, codes in wanted.items():
+        assert np.array_equal(found[tensor], codes.reshape(found[tensor].shape)), tensor
 
 
 @pytest.mark.parametrize("channels", [1, 6])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from engines.host import Driver, Gpu
 ROOT = Path(__file__).parents[1]
 NAMES = [
     "python", "faq-deploy", "torch", "torchvision", "CUDA driver", "GPU", "CPU", "onnx", "onnxruntime", "tensorrt",
-    "tensorrt-rtx", "pycuda", "memory", "shared memory",
+    "tensorrt-rtx", "timing cache", "pycuda", "memory", "shared memory",
 ]  # fmt: skip
 
 
@@ -120,6 +121,42 @@ def test_small_shared_memory_is_limited(monkeypatch: pytest.MonkeyPatch, mebibyt
     monkeypatch.setattr(os, "statvfs", lambda path: found)
     check = doctor._shared_memory()
     assert (check.status, check.detail) == (status, f"{mebibytes:,} MiB")
+
+
+def test_driver_older_than_a_package_is_limited(
+    monkeypatch: pytest.MonkeyPatch, gpus: Callable[[Driver], dict[str, Check]]
+) -> None:
+    module = ModuleType("tensorrt")
+    vars(module).update(Builder=object, NetworkDefinitionCreationFlag=object, BuilderFlag=object, __version__="11.4")
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(doctor, "cuda_of", lambda name: 13)
+    check = gpus(Driver("12.8", (Gpu("NVIDIA A10", 86, 24 << 30),)))["tensorrt"]
+    assert check.status == "limited"
+    assert check.detail == "11.4, made for CUDA 13, but the driver supports CUDA 12.8"
+
+
+def test_timing_cache_is_named_with_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "faq-deploy/timing"
+    assert doctor._timing_cache() == Check("timing cache", "ok", f"{folder}, empty")
+    folder.mkdir(parents=True)
+    (folder / "gpu.cache").write_bytes(bytes(1 << 20))
+    assert doctor._timing_cache().detail == f"{folder}, 1 GPU, 1.0 MiB"
+
+
+def test_cache_folder_that_can_not_be_written_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_bytes(b"a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    check = doctor._timing_cache()
+    assert (check.status, check.detail) == ("limited", f"{tmp_path}/cache/faq-deploy/timing can't be written")
+    assert "XDG_CACHE_HOME" in check.remedy
+
+
+def test_a_jetson_is_told_that_nothing_runs_on_its_dla(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    (check,) = doctor._dla()
+    assert (check.name, check.status) == ("DLA", "missing")
+    assert "without --dla" in check.remedy
 
 
 def test_json_holds_the_same_checks() -> None:

@@ -138,6 +138,58 @@ def test_onnxruntime_engine_runs_in_any_version(folder: Path) -> None:
     assert check(folder, None, Host(None, HOST.versions)).runtime == "onnxruntime"
 
 
+@pytest.mark.parametrize(
+    ("hardware", "built_on", "gpu", "runs"),
+    [
+        ("exact", 86, Gpu("NVIDIA RTX 3090", 86, 24 << 30), False),
+        ("same-cc", 86, Gpu("NVIDIA RTX 3090", 86, 24 << 30), True),
+        ("same-cc", 86, Gpu("NVIDIA L4", 89, 24 << 30), False),
+        ("ampere+", 86, Gpu("NVIDIA L4", 89, 24 << 30), True),
+        ("ampere+", 86, Gpu("NVIDIA A100", 80, 40 << 30), True),
+        ("ampere+", 86, Gpu("Tesla T4", 75, 16 << 30), False),
+    ],
+)
+def test_engine_for_other_hardware_runs_there_and_nowhere_else(
+    folder: Path, hardware: str, built_on: int, gpu: Gpu, runs: bool
+) -> None:
+    _edit(folder, sm=built_on, options={"hardware": hardware})
+    host = Host(gpu, HOST.versions)
+    if runs:
+        assert check(folder, None, host).options == {"hardware": hardware}
+        return
+    with pytest.raises(CannotRunHere, match=gpu.name) as caught:
+        check(folder, None, host)
+    assert ("and newer GPUs" in caught.value.what) == (hardware == "ampere+")
+
+
+@pytest.mark.parametrize(
+    ("built", "found", "loads"),
+    [
+        ("10.13.3.9", "10.13.3.9", True),
+        ("10.13.3.9", "10.16.1.11", True),
+        ("10.13.3.9", "11.4.0.106", True),
+        ("10.13.3.9", "10.12.0.36", False),
+        ("11.0.0.1", "10.16.1.11", False),
+        ("11.0.0.1", "12.0.0.1", False),
+        ("", "10.13.3.9", False),
+    ],
+)
+def test_version_compatible_engine_loads_in_later_versions(folder: Path, built: str, found: str, loads: bool) -> None:
+    _edit(folder, versions={"tensorrt": built}, options={"version_compatible": True})
+    assert engine_manifest.loads_in(engine_manifest.read(folder), found) is loads
+    _edit(folder, options={"version_compatible": False})
+    assert engine_manifest.loads_in(engine_manifest.read(folder), found) is (built == found)
+
+
+def test_record_of_before_the_options_is_read(folder: Path) -> None:
+    record = json.loads((folder / "manifest.json").read_text())
+    for name in ("baseline", "options"):
+        del record[name]
+    (folder / "manifest.json").write_text(json.dumps(record))
+    manifest = check(folder, None, HOST)
+    assert (manifest.baseline, manifest.options) == (False, {})
+
+
 def test_missing_engine_is_named(folder: Path) -> None:
     (folder / "model.engine").unlink()
     with pytest.raises(InputError, match=r"model\.engine is missing although manifest\.json lists it"):

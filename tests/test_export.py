@@ -121,6 +121,53 @@ def test_file_has_the_promised_form(tmp_path: Path) -> None:
     )
 
 
+def test_nodes_are_told_by_module(tmp_path: Path) -> None:
+    model = onnx.load(run_export(quantized_net(with_statistics(Small()), make_recipe()), tmp_path).path)
+    modules = json.loads(next(p.value for p in model.metadata_props if p.key == "faq_deploy.modules"))
+    assert set(modules) <= {node.name for node in model.graph.node}
+    layers = {node.name: modules[node.name] for node in model.graph.node if node.op_type == "Conv"}
+    assert layers == {
+        "stem": "stem",
+        "blocks_0_conv1": "blocks.0.conv1",
+        "blocks_0_conv2": "blocks.0.conv2",
+        "blocks_1_down_0": "blocks.1.down.0",
+        "blocks_1_conv1": "blocks.1.conv1",
+        "blocks_1_conv2": "blocks.1.conv2",
+        "fc": "fc",
+    }
+    assert modules["stem.weight"] == "stem"
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_packed_file_is_smaller_says_so_and_gives_the_same_codes(target: str, tmp_path: Path) -> None:
+    stored = quantized_net(with_statistics(Small(width=32)), make_recipe(target, 4))
+    plain = run_export(stored, tmp_path, "plain.onnx")
+    data = images(6, seed=9).numpy()
+    result = export_onnx(
+        stored, tmp_path / "packed.onnx", data, versions={"a": "1"}, checkpoint_sha256="0", packed=True
+    )
+    sizes = f"{result.bytes / 1e6:.3g} MB instead of {plain.bytes / 1e6:.3g} MB"
+    factor = f"{plain.bytes / result.bytes:.2f}"
+    assert result.notes == [f"packed.onnx: 4-bit weights packed, {sizes} ({factor} times smaller)"]
+    assert plain.bytes > 1.5 * result.bytes
+    assert result.agreements == plain.agreements
+    assert all(agreement.equal for agreement in result.agreements)
+    stored_types = {tensor.name: tensor.data_type for tensor in onnx.load(result.path).graph.initializer}
+    assert stored_types["blocks_0_conv1.weight_codes"] == onnx.TensorProto.INT4
+    with_packed, with_plain = OrtRunner(result.path), OrtRunner(plain.path)
+    assert np.array_equal(with_packed(data), with_plain(data))
+
+
+def test_nothing_to_pack_leaves_the_file_as_it_is_and_says_so(tmp_path: Path) -> None:
+    stored = quantized_net(with_statistics(Small()), make_recipe())
+    plain = run_export(stored, tmp_path)
+    before = plain.path.read_bytes()
+    data = images(6, seed=9).numpy()
+    result = export_onnx(stored, plain.path, data, versions={"a": "1"}, checkpoint_sha256="0", packed=True)
+    assert result.notes == ["model.onnx: no layer has 4-bit weights, so that nothing is packed."]
+    assert result.path.read_bytes() == before
+
+
 def test_bias_lies_on_the_accumulator_grid(tmp_path: Path) -> None:
     model = onnx.load(run_export(quantized_net(with_statistics(Small()), make_recipe()), tmp_path).path)
     step = initializer(model, "stem.weight_scale").astype(np.float64) * initializer(model, "input_quantizer.scale")

@@ -8,6 +8,7 @@ import ctypes
 import importlib.metadata
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import host
-from engines.host import Driver, Gpu, driver, installed, same_version, this_host
+from engines.host import Driver, Gpu, cuda_of, driver, free_memory, installed, same_version, this_host
 
 
 class StandInDriver:
@@ -23,6 +24,8 @@ class StandInDriver:
 
     def __init__(self, gpus: list[tuple[str, int, int, int]], init: int = 0) -> None:
         self.gpus, self.init = gpus, init
+        self.retained, self.stack = 0, list[int]()
+        self.free, self.memory_code = 20 << 30, 0
 
     def cuInit(self, flags: int) -> int:
         return self.init
@@ -50,6 +53,29 @@ class StandInDriver:
     def cuDeviceTotalMem_v2(self, size: Any, device: Any) -> int:
         size._obj.value = self.gpus[device.value][3]
         return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
+        self.retained += 1
+        context._obj.value = 4096
+        return 0
+
+    def cuDevicePrimaryCtxRelease_v2(self, device: Any) -> int:
+        self.retained -= 1
+        return 0
+
+    def cuCtxPushCurrent_v2(self, context: Any) -> int:
+        self.stack.append(context.value)
+        return 0
+
+    def cuCtxPopCurrent_v2(self, context: Any) -> int:
+        self.stack.pop()
+        return 0
+
+    def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
+        if self.stack != [4096]:
+            return 201  # CUDA_ERROR_INVALID_CONTEXT
+        free._obj.value, total._obj.value = self.free, 24 << 30
+        return self.memory_code
 
     def cuGetErrorString(self, code: int, text: Any) -> int:
         text._obj.value = b"no CUDA-capable device is detected"
@@ -86,6 +112,43 @@ def test_no_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_library", missing)
     assert driver() == Driver(None, (), "no NVIDIA driver (libcuda.so.1 was not found)")
     assert this_host().gpu is None
+
+
+def test_free_memory_is_asked_in_the_primary_context_which_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = StandInDriver([("NVIDIA A10", 8, 6, 24 << 30)])
+    _stand_in(monkeypatch, double)
+    gpu = Gpu("NVIDIA A10", 86, 24 << 30)
+    assert free_memory(gpu) == 20 << 30
+    assert (double.retained, double.stack) == (0, [])
+    double.memory_code = 2
+    assert free_memory(gpu) == int(0.9 * (24 << 30))  # the driver does not say
+    assert (double.retained, double.stack) == (0, [])
+
+
+def test_free_memory_without_a_driver_is_a_share_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> ctypes.CDLL:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(host, "_library", missing)
+    assert free_memory(Gpu("NVIDIA A10", 86, 1000)) == 900
+
+
+@pytest.mark.parametrize(
+    ("names", "cuda"),
+    [
+        (["tensorrt", "tensorrt-cu13", "tensorrt-cu13-libs"], 13),
+        (["tensorrt_cu12_bindings", "tensorrt_cu13"], 12),
+        (["tensorrt"], None),
+        (["tensorrt-rtx-cu13"], None),
+        (["my-tensorrt-cu13", "tensorrt-cu13-more"], None),
+    ],
+)
+def test_cuda_version_of_a_package_is_read_from_its_name(
+    monkeypatch: pytest.MonkeyPatch, names: list[str], cuda: int | None
+) -> None:
+    listed = [SimpleNamespace(metadata={"Name": name}) for name in names]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: listed)
+    assert cuda_of("tensorrt") == cuda
 
 
 def test_installed_package_has_its_metadata_version() -> None:

@@ -54,6 +54,30 @@ def test_first_matching_pattern_counts() -> None:
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("precision", [8, 4])
+def test_linear_layers_get_four_bits_and_convolutions_keep_theirs(precision: int, target: str) -> None:
+    plain = net_with({}, target, precision).net.weighted()
+    stored = net_with({"int4_linear": True}, target, precision)
+    bits = {name: layer.grid.bits for name, layer in stored.net.weighted().items()}
+    assert bits == {name: layer.grid.bits for name, layer in plain.items()} | {"fc": 4}
+    assert plain["fc"].grid.bits == 8  # the last layer, which keeps 8 bits else
+    assert int(stored.net.weighted()["fc"].weight_codes().abs().max()) <= 7
+    assert stored.recipe.layers.int4_linear
+
+
+def test_a_pattern_of_its_own_counts_more_than_int4_linear() -> None:
+    stored = net_with({"int4_linear": True, "bits": {"fc": 6}})
+    assert stored.net.weighted()["fc"].grid.bits == 6
+
+
+def test_int4_linear_needs_a_linear_layer() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(InputError, match="--int4-linear: the model has no linear layer") as caught:
+        quantized_net(model.eval(), override(make_recipe(), {"layers.int4_linear": True}))
+    assert "--bits PATTERN=4" in caught.value.remedy
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 @pytest.mark.parametrize("choice", [{"skip": ["blocks.0.conv2"]}, {"leaf": ["blocks.0"]}])
 def test_float_parts_keep_their_weights_and_run_everywhere(
     choice: dict[str, object], target: str, tmp_path: Path

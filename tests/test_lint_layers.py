@@ -141,52 +141,6 @@ def test_a_transposed_convolution_is_quantized_per_tensor() -> None:
         assert per_channel or not lint(model, "tensorrt")
 
 
-@pytest.mark.parametrize(
-    ("kernel", "pad", "include", "count"),
-    [
-        ([2, 3], 0, 0, 6),
-        ([3, 3], 0, 0, None),
-        ([4, 4], 0, 0, None),
-        ([3, 3], 1, 0, 6),
-        ([3, 3], 1, 1, None),
-        ([2, 5], 0, 0, 10),
-    ],
-)
-def test_averages_that_can_tie_are_information(kernel: list[int], pad: int, include: int, count: int | None) -> None:
-    node = helper.make_node(
-        "AveragePool", ["x.values"], ["y"], name="pool", kernel_shape=kernel, pads=[pad] * 4, count_include_pad=include
-    )
-    model = around([node], {}, (1, 5, 6))
-    if count is None:
-        assert lint(model) == []
-    else:
-        assert only_finding(model, "pool-ties").message.startswith(
-            f"AveragePool pool averages {count} values, which can tie"
-        )
-
-
-def test_global_averages_are_counted_by_shape_inference() -> None:
-    node = helper.make_node("GlobalAveragePool", ["x.values"], ["y"], name="mean")
-    assert lint(around([node], {}, (1, 7, 7))) == []
-    assert "averages 36 values" in only_finding(around([node], {}, (1, 6, 6)), "pool-ties").message
-
-
-def test_ceil_mode_over_counted_padding_is_an_error() -> None:
-    for include in (0, 1):
-        node = helper.make_node(
-            "AveragePool",
-            ["x.values"],
-            ["y"],
-            name="pool",
-            kernel_shape=[2, 2],
-            strides=[2, 2],
-            ceil_mode=1,
-            count_include_pad=include,
-        )
-        found = [finding for finding in lint(around([node], {}, (1, 5, 5))) if finding.rule == "pool-ceil-mode"]
-        assert [finding.node for finding in found] == ["pool"] * include
-
-
 def test_the_bias_of_a_transposed_convolution_lies_on_the_accumulator_grid() -> None:
     dequantize, constants = weight_nodes(0)
     nodes = [dequantize, helper.make_node("ConvTranspose", ["x.values", "weight", "bias"], ["y"], name="up")]
@@ -210,10 +164,3 @@ def test_padding_with_zeros_or_neighbours_keeps_the_grid(
     layer = helper.make_node("Conv", ["padded", "weight"], ["y"], name="c")
     model = around([pad, dequantize, layer], {**constants, **more, "codes": weight}, (2, 2, 2))
     assert len([f for f in lint(model) if f.rule == "one-sided-layer"]) == hits
-
-
-def test_global_averages_of_three_dimensions_are_counted() -> None:
-    node = helper.make_node("GlobalAveragePool", ["x.values"], ["y"], name="mean")
-    model = around([node], {}, (1, 6, 6))
-    model.graph.input[0].type.tensor_type.shape.dim.add().dim_value = 3
-    assert "averages 108 values" in only_finding(model, "pool-ties").message

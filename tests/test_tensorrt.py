@@ -9,13 +9,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from engines import onnx_facts, tensorrt
+from engines import onnx_facts, tensorrt, tensorrt_config
+from engines.build_options import Hardware
 from engines.errors import CannotRunHere, InputError
 from engines.host import Driver, Gpu
 from engines.profile import DEFAULT_PROFILE, Profile
 from engines.tensorrt import build_rtx, build_tensorrt, check_signed, check_sm
+from engines.timing_cache import timings_file
 from tests.engine_nets import classifier
 
+STARTED_ANEW = "The timing cache did not fit this GPU and version: it was started anew."
 GPU = Gpu("NVIDIA Test 4000", 86, 8 << 30)
 
 
@@ -100,28 +103,107 @@ class TestTensorRT:
     """The `tensorrt` package needs a GPU; TensorRT-RTX has the same builder, and stands in for it here."""
 
     @pytest.fixture(autouse=True)
-    def _stand_in(self, rtx: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _stand_in(self, rtx: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "tensorrt", rtx)
         monkeypatch.setattr(tensorrt, "driver", lambda: Driver("13.0", (GPU,)))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def test_engine_is_recorded_with_its_gpu(self, model: Path, tmp_path: Path) -> None:
         built = build_tensorrt(model, Profile(), tmp_path / "model.engine", workspace_mib=256)
         assert built.gpu == GPU
         assert built.path.stat().st_size > 0
 
-    def test_timing_cache_is_written_and_read_again(self, model: Path, tmp_path: Path) -> None:
-        cache = tmp_path / "timing.cache"
-        build_tensorrt(model, Profile(), tmp_path / "model.engine", timing_cache=cache)
+    def test_timings_are_kept_for_the_next_build(self, model: Path, tmp_path: Path) -> None:
+        cache = timings_file(GPU, sys.modules["tensorrt"].__version__)
+        build_tensorrt(model, Profile(), tmp_path / "model.engine")
         first = cache.read_bytes()
         assert first
-        build_tensorrt(model, Profile(), tmp_path / "model.engine", timing_cache=cache)
+        assert STARTED_ANEW not in build_tensorrt(model, Profile(), tmp_path / "model.engine").notes
         assert cache.read_bytes() == first
 
-    def test_damaged_timing_cache_is_replaced(self, model: Path, tmp_path: Path) -> None:
-        cache = tmp_path / "timing.cache"
+    def test_damaged_timings_are_replaced(self, model: Path, tmp_path: Path) -> None:
+        cache = timings_file(GPU, sys.modules["tensorrt"].__version__)
+        cache.parent.mkdir(parents=True)
         cache.write_bytes(b"not a cache")
-        build_tensorrt(model, Profile(), tmp_path / "model.engine", timing_cache=cache)
+        build_tensorrt(model, Profile(), tmp_path / "model.engine")
         assert cache.read_bytes() != b"not a cache"
+
+    def test_timings_that_do_not_fit_are_a_note(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache = timings_file(GPU, sys.modules["tensorrt"].__version__)
+        cache.parent.mkdir(parents=True)
+        cache.write_bytes(b"of another driver")
+        monkeypatch.setattr(tensorrt_config, "use_timings", lambda config, data: False)
+        assert STARTED_ANEW in build_tensorrt(model, Profile(), tmp_path / "model.engine").notes
+
+    def test_cache_folder_that_can_not_be_written_is_a_note(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "cache").write_bytes(b"a file where the folder should be")
+        built = build_tensorrt(model, Profile(), tmp_path / "model.engine")
+        assert built.path.is_file()
+        assert [note for note in built.notes if note.startswith("The timing cache ") and "was not used" in note]
+
+    def test_an_engine_that_can_not_be_inspected_is_built_all_the_same(self, model: Path, tmp_path: Path) -> None:
+        built = build_tensorrt(model, Profile(), tmp_path / "model.engine")  # inspecting one needs the GPU
+        assert built.layers is None
+        assert [note for note in built.notes if note.startswith("TensorRT did not tell what the engine's layers")]
+
+    @pytest.mark.parametrize("hardware", ["same-cc", "ampere+"])
+    def test_engines_for_other_gpus_are_other_engines(self, model: Path, tmp_path: Path, hardware: Hardware) -> None:
+        plain = build_tensorrt(model, Profile(), tmp_path / "plain.engine")
+        other = build_tensorrt(model, Profile(), tmp_path / "other.engine", hardware=hardware)
+        assert plain.path.read_bytes() != other.path.read_bytes()
+
+    def test_version_compatible_without_the_lean_runtime_exits_3(self, model: Path, tmp_path: Path) -> None:
+        # TensorRT-RTX has no lean runtime at all, and says what TensorRT says where its own is not installed
+        with pytest.raises(CannotRunHere, match="needs TensorRT's lean runtime, which does not load: ") as caught:
+            build_tensorrt(model, Profile(), tmp_path / "model.engine", version_compatible=True)
+        assert caught.value.remedy.startswith("pip install tensorrt-lean")
+
+    @pytest.mark.parametrize(
+        ("said", "remedy"),
+        [
+            ("Error Code 2: OutOfMemory (Requested size was 9 bytes.)", "end other programs on the GPU"),
+            ("Error Code 1: Cuda Runtime (cudaError 719: unspecified launch failure)", "run `faq-deploy doctor`"),
+        ],
+    )
+    def test_failure_of_the_gpu_is_not_blamed_on_the_network(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, remedy: str
+    ) -> None:
+        monkeypatch.setattr(tensorrt, "reason", lambda messages, otherwise: said)
+        with pytest.raises(CannotRunHere, match="could not be built on NVIDIA Test 4000: Error Code") as caught:
+            build_tensorrt(model, Profile(), tmp_path / "model.engine", version_compatible=True)  # which fails here
+        assert caught.value.remedy.startswith(remedy)
+
+    def test_workspace_is_what_is_free_unless_given(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+        monkeypatch.setattr(tensorrt, "free_memory", lambda gpu: 3 << 30)
+        monkeypatch.setattr(tensorrt_config, "limit_workspace", lambda api, config, size: sizes.append(size))
+        build_tensorrt(model, Profile(), tmp_path / "model.engine")
+        build_tensorrt(model, Profile(), tmp_path / "model.engine", workspace_mib=256)
+        assert sizes == [3 << 30, 256 << 20]
+
+    def test_ampere_engines_are_not_built_on_turing(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tensorrt, "driver", lambda: Driver("13.0", (Gpu("Tesla T4", 75, 16 << 30),)))
+        with pytest.raises(InputError, match=r"ampere\+ needs a build on Ampere or newer, and Tesla T4 is SM 75"):
+            build_tensorrt(model, Profile(), tmp_path / "model.engine", hardware="ampere+")
+
+    def test_driver_older_than_the_package_exits_3(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tensorrt, "driver", lambda: Driver("12.8", (GPU,)))
+        monkeypatch.setattr(tensorrt, "cuda_of", lambda package: 13)
+        with pytest.raises(CannotRunHere, match=r"driver is too old .*: it supports CUDA 12\.8") as caught:
+            build_tensorrt(model, Profile(), tmp_path / "model.engine")
+        assert "580 or newer" in caught.value.remedy
+        monkeypatch.setattr(tensorrt, "cuda_of", lambda package: 12)
+        assert build_tensorrt(model, Profile(), tmp_path / "model.engine").gpu == GPU
 
     def test_gpu_without_int8_is_refused(self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tensorrt, "driver", lambda: Driver("12.4", (Gpu("GTX 1080", 61, 8 << 30),)))

@@ -38,6 +38,16 @@ def test_placeholder_counts_as_missing() -> None:
     assert caught.value.remedy.startswith("pip uninstall tensorrt")
 
 
+def test_type_stubs_alone_are_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt/__init__.pyi").write_text("class Builder: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    importlib.invalidate_caches()
+    with pytest.raises(CannotRunHere, match="tensorrt is not installed: its folder holds no code"):
+        load("tensorrt")
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -149,6 +149,19 @@ def test_resuming_in_another_way_is_refused_and_changes_nothing(
     assert contents(tmp_path / "run") == before
 
 
+def test_export_of_a_corrected_run_sees_that_its_corrected_weights_changed(place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    overrides = {"training.epochs": 0, "training.batch_size": 4, "calibration.weight_rounding": "compensated"}
+    run(options(place, output, overrides=overrides))
+    folder = RunFolder(output)
+    result = export_verb(folder, 4, lambda text: None, pack_int4=True)
+    assert result.path.is_file()
+    assert folder.manifest().steps["export"].facts["pack_int4"] is True
+    (output / "corrected.pt").write_bytes(b"another")
+    with pytest.raises(InputError, match=r"corrected\.pt was changed after"):
+        export_verb(folder, 4, lambda text: None)
+
+
 def interrupt_at(stage: str) -> Callable[[str], None]:
     def say(text: str) -> None:
         if text.startswith(stage):

@@ -1,0 +1,266 @@
+"""The samples of a bundle: pictures as the network sees them, and what the network computes from each.
+
+`samples/NN.png` are the pixels after resize and crop (PNG loses nothing). `expected.npz` holds, without pickle:
+
+- `labels`: int64 (images,), the class of each.
+- `inputs`: uint8 (images, 32), the sha256 of each normalized image: float32, little-endian, channels first.
+- `tensors`: the names of the quantized tensors, in the order of the graph.
+- `codes`: uint8 (images, tensors, 32), the sha256 of each image's codes: int16, little-endian, in C order, without
+  zero points.
+- `codes_0`, `codes_1`, ...: int16, all codes of image 0 by the index of the tensor, to locate a difference.
+- `logits`: float32 (images, classes), to the last bit.
+- `constants` and `constant_hashes`: each weight of the file and uint8 (constants, 32): the sha256 of its type, shape
+  and values, so that a changed weight is found even where no sample shows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from engines.errors import InputError
+from engines.image_files import read_image
+from engines.ort import OrtRunner
+from engines.parity import IntArray
+from engines.preprocess import BadImage, PixelArray, Preprocessing, normalize
+from engines.qdq_graph import Constant, QdqGraph
+from engines.runner import FloatArray
+
+__all__ = [
+    "EXPECTED",
+    "Expected",
+    "Samples",
+    "code_hash",
+    "constant_hashes",
+    "image_name",
+    "input_hashes",
+    "load_samples",
+    "pixels_of_run",
+    "write_samples",
+]
+
+EXPECTED: Final = "expected.npz"
+
+Digests = npt.NDArray[np.uint8]  # sha256 along the last axis
+
+_AT_ONCE: Final = 2  # images whose codes are in memory: at ResNet-18's size 40 MB, as int64
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the network computes from the samples, by onnxruntime without optimizations; see the module for shapes."""
+
+    tensors: tuple[str, ...]
+    codes: Digests
+    logits: FloatArray
+    first_codes: Mapping[str, npt.NDArray[np.int16]]
+    inputs: Digests
+    constants: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a bundle.
+
+    Attributes:
+        pixels: uint8, shape (N, H, W, C).
+        labels: int64, shape (N,).
+        expected: what belongs to them.
+    """
+
+    pixels: PixelArray
+    labels: IntArray
+    expected: Expected
+
+
+def write_samples(
+    folder: Path,
+    onnx_path: Path,
+    graph: QdqGraph,
+    pixels: PixelArray,
+    labels: IntArray,
+    preprocessing: Preprocessing,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> tuple[str, ...]:
+    """Run the oracle on the samples and write them and what it gives.
+
+    Args:
+        folder: where to.
+        onnx_path: the network.
+        graph: the same, read.
+        pixels: uint8, shape (N, H, W, C), after resize and crop.
+        labels: int64, shape (N,).
+        preprocessing: turns pixels into network input.
+        on_images: told how many more images are done.
+
+    Returns:
+        The files written, relative to `folder`.
+
+    Raises:
+        InputError: images that the network can't read, or codes beyond 16 bits.
+    """
+    (folder / "samples").mkdir(parents=True)
+    names = [image_name(index) for index in range(len(pixels))]
+    for name, image in zip(names, pixels, strict=True):
+        Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(folder / name, "PNG")
+    images = normalize(pixels, preprocessing)
+    runner = OrtRunner(onnx_path, oracle=True, with_codes=True)
+    hashes = np.zeros((len(images), len(runner.code_names), 32), np.uint8)
+    logits: list[FloatArray] = []
+    first: dict[str, npt.NDArray[np.int16]] = {}
+    for start in range(0, len(images), _AT_ONCE):
+        piece = images[start : start + _AT_ONCE]
+        found = runner.codes(piece)
+        logits.append(runner(piece))
+        for number, name in enumerate(runner.code_names):
+            for offset, codes in enumerate(found[name]):
+                hashes[start + offset, number] = np.frombuffer(code_hash(codes), np.uint8)
+        if start == 0:
+            first = {f"codes_{n}": _as_int16(found[name][0]) for n, name in enumerate(runner.code_names)}
+        on_images(len(piece))
+    runner.close()
+    constants = constant_hashes(graph)
+    with (folder / EXPECTED).open("wb") as stream:
+        np.savez_compressed(
+            stream,
+            labels=labels.astype("<i8"),
+            inputs=input_hashes(images),
+            tensors=np.array(list(runner.code_names)),
+            codes=hashes,
+            logits=np.concatenate(logits).astype("<f4"),
+            constants=np.array(list(constants)),
+            constant_hashes=np.array([list(digest) for digest in constants.values()], np.uint8).reshape(-1, 32),
+            **first,
+        )
+    return (*names, EXPECTED)
+
+
+def load_samples(folder: Path, preprocessing: Preprocessing) -> Samples:
+    """Read the samples of an unpacked bundle.
+
+    Args:
+        folder: the bundle, unpacked.
+        preprocessing: of the bundle.
+
+    Returns:
+        Pixels, labels and what is expected.
+
+    Raises:
+        InputError: they don't fit together, or are not what `write_samples` writes.
+    """
+    arrays = _arrays(folder / EXPECTED)
+    try:
+        labels, logits, inputs = arrays["labels"], arrays["logits"], arrays["inputs"]
+        tensors = tuple(str(name) for name in arrays["tensors"])
+        codes, hashes = arrays["codes"], arrays["constant_hashes"]
+        first = {name: arrays[f"codes_{number}"] for number, name in enumerate(tensors)}
+        constants = [str(name) for name in arrays["constants"]]
+    except KeyError as error:
+        raise _unfit(f"it lacks {error.args[0]}") from error
+    count = len(labels)
+    shapes = {"inputs": (count, 32), "codes": (count, len(tensors), 32), "constant_hashes": (len(constants), 32)}
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape or arrays[name].dtype != np.uint8:
+            raise _unfit(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}, not uint8 of {shape}")
+    wrong = [name for name, values in first.items() if values.dtype != np.int16]
+    if count == 0 or labels.dtype != np.int64 or logits.dtype != np.float32 or logits.shape[:1] != (count,) or wrong:
+        raise _unfit("labels, logits and codes are not one per image, or of other types")
+    expected = Expected(
+        tensors, codes, logits, first, inputs, {n: h.tobytes() for n, h in zip(constants, hashes, strict=True)}
+    )
+    pixels = [_pixels(folder / image_name(index), preprocessing.channels) for index in range(count)]
+    if len({image.shape for image in pixels}) != 1:
+        raise InputError("The samples of the bundle differ in size.", "write the bundle again.")
+    return Samples(np.stack(pixels), labels, expected)
+
+
+def pixels_of_run(path: Path) -> tuple[PixelArray, IntArray]:
+    """Pixels and labels that `quantize` kept with the run.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    arrays = _arrays(path)
+    pixels, labels = arrays.get("pixels"), arrays.get("labels")
+    if pixels is None or labels is None or pixels.ndim != 4 or pixels.dtype != np.uint8 or len(pixels) != len(labels):
+        raise InputError(f"{path} does not hold pixels and labels.", "make the run again with `faq-deploy quantize`.")
+    return pixels, labels.astype(np.int64)
+
+
+def image_name(index: int) -> str:
+    """Where a sample lies in the bundle."""
+    return f"samples/{index:02d}.png"
+
+
+def code_hash(codes: IntArray) -> bytes:
+    """The sha256 of one image's codes in one tensor, as `expected.npz` holds it.
+
+    Args:
+        codes: int64 without zero points, any shape.
+
+    Returns:
+        32 bytes.
+    """
+    return hashlib.sha256(np.ascontiguousarray(_as_int16(codes)).astype("<i2", copy=False).tobytes()).digest()
+
+
+def input_hashes(images: FloatArray) -> Digests:
+    """The sha256 of each normalized image.
+
+    Args:
+        images: float32, shape (N, C, H, W).
+
+    Returns:
+        uint8, shape (N, 32).
+    """
+    digests = [hashlib.sha256(np.ascontiguousarray(image).astype("<f4", copy=False).tobytes()) for image in images]
+    return np.array([list(digest.digest()) for digest in digests], np.uint8).reshape(len(images), 32)
+
+
+def constant_hashes(graph: QdqGraph) -> dict[str, bytes]:
+    """The sha256 of each initializer's type, shape and values, by its name in the order of the file."""
+    names = (tensor.name for tensor in graph.model.graph.initializer)
+    return {name: hashlib.sha256(b"".join(_described(graph.constants[name]))).digest() for name in names}
+
+
+def _described(value: Constant) -> Iterator[bytes]:
+    yield f"{value.dtype} {value.shape} ".encode()
+    yield np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _as_int16(codes: IntArray) -> npt.NDArray[np.int16]:
+    limits = np.iinfo(np.int16)
+    if codes.size and not limits.min <= int(codes.min()) <= int(codes.max()) <= limits.max:
+        raise InputError("The codes of the network pass 16 bits.", "quantize to 8 bits or fewer.")
+    return codes.astype(np.int16)
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the archive reader or NumPy's header parser trips over
+        raise InputError(f"{path.name} is damaged.", "copy or make again what holds it.") from error
+
+
+def _pixels(path: Path, channels: int) -> PixelArray:
+    try:
+        image = read_image(path)
+    except BadImage as error:
+        raise InputError(f"{path.parent.name}/{path.name} can't be used: {error.what}.", error.remedy) from error
+    if image.mode != ("RGB" if channels == 3 else "L"):
+        raise InputError(f"{path.name} is of mode {image.mode}, and the network sees {channels} channels.", "bundle again.")
+    return np.array(image, np.uint8).reshape(image.height, image.width, channels)
+
+
+def _unfit(why: str) -> InputError:
+    return InputError(f"{EXPECTED} of the bundle is not what belongs to its samples: {why}.", "bundle the run again.")
