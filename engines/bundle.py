@@ -57,18 +57,18 @@ from apply to them. Check these before you pass the bundle on.
 _README: Final = """\
 {run}: {what}, packed by faq-deploy {version}.
 
-On the machine that is to run it (Python {python}):
+On the machine that is to run it (Python {python}; bundle.tgz is the file that this text is in):
 
-    tar xzf {bundle} --wildcards '*.whl'
+    tar xzf bundle.tgz {wheel}
     pip install ./{wheel}
-    faq-deploy verify {bundle}
+    faq-deploy verify bundle.tgz
 
 `verify` builds the engine there, runs the {images} pictures in samples/, and compares every code and every logit with
 expected.npz. Exit code 0: the same integers. 1: something differs, and the first layer is named. 2: this file is
 damaged. 3: no engine runs on this machine; `faq-deploy doctor` says what is missing.
 
-    faq-deploy verify {bundle} -o engines          keeps the engine
-    faq-deploy eval --bundle {bundle} --data DIR   its accuracy on your own labelled images, one folder a class
+    faq-deploy verify bundle.tgz -o engines          keeps the engine
+    faq-deploy eval --bundle bundle.tgz --data DIR   its accuracy on your own labelled images, one folder a class
 
 LICENSE-NOTE.txt says whose what is.
 """
@@ -127,7 +127,7 @@ def write_bundle(
         _write_json(folder / PREPROCESSING, preprocessing.model_dump(mode="json"))
         _write_json(folder / CLASSES, said.get("classes"))
         (folder / "LICENSE-NOTE.txt").write_text(_LICENSE_NOTE, "utf-8")
-        (folder / "README.txt").write_text(_readme(run, output, said, wheel.name, version, len(pixels)), "utf-8")
+        (folder / "README.txt").write_text(_readme(run, said, wheel.name, version, len(pixels)), "utf-8")
         names = (MODEL, BUILD, PREPROCESSING, CLASSES, "LICENSE-NOTE.txt", "README.txt", wheel.name, *written)
         files = {name: folder / name for name in names}
         manifest = _manifest(run, model, graph, said, files, version, len(pixels))
@@ -210,16 +210,13 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _readme(
-    run: RunFolder, output: Path, said: Mapping[str, object], wheel: str, tool_version: str, images: int
-) -> str:
+def _readme(run: RunFolder, said: Mapping[str, object], wheel: str, tool_version: str, images: int) -> str:
     what = f"{said.get('model')} for {said.get('target')}, {said.get('bits')} bits"
     return _README.format(
         run=run.path.resolve().name,
         what=what,
         version=tool_version,
         python="3.10 to 3.13",
-        bundle=output.name,
         wheel=wheel,
         images=images,
     )

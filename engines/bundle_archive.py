@@ -16,7 +16,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, cast
 
 from engines.bundle_manifest import MANIFEST, BundleManifest, FileFacts, parse
 from engines.errors import InputError, WriteError
@@ -53,7 +53,8 @@ def write(bundle: Path, manifest: BundleManifest, files: Mapping[str, Path]) -> 
     Raises:
         WriteError: the disk is full, or the folder can't be written.
     """
-    text = (manifest.model_dump_json(indent=2) + "\n").encode()
+    ordered = manifest.model_copy(update={"files": dict(sorted(manifest.files.items()))})
+    text = (ordered.model_dump_json(indent=2) + "\n").encode()
     with (
         atomic_path(bundle) as temporary,
         temporary.open("wb") as raw,
@@ -104,7 +105,7 @@ def _opened(bundle: Path) -> Iterator[IO[bytes]]:
     """The unpacked bytes of a bundle, as a stream; whatever the decompressor stumbles over is one sentence."""
     try:
         with gzip.open(bundle, "rb") as stream:
-            yield stream
+            yield cast(IO[bytes], stream)
     except EOFError as error:
         raise InputError(f"{bundle} was cut short.", _AGAIN) from error
     except (gzip.BadGzipFile, zlib.error) as error:

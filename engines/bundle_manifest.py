@@ -84,7 +84,7 @@ class BundleManifest(BaseModel):
     @classmethod
     def _plain_names(cls, files: dict[str, FileFacts]) -> dict[str, FileFacts]:
         for name in files:
-            if not _NAME.fullmatch(name) or name == MANIFEST:
+            if not _NAME.fullmatch(name) or name == MANIFEST or name.partition("/")[0] in files.keys() - {name}:
                 raise ValueError(f"{name!r} is no name for a file of a bundle")
         return files
 

@@ -19,7 +19,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ __all__ = [
 
 EXPECTED: Final = "expected.npz"
 
+_Item = TypeVar("_Item", bound=np.generic)
 Digests = npt.NDArray[np.uint8]  # sha256 along the last axis
 
 _AT_ONCE: Final = 2  # images whose codes are in memory: at ResNet-18's size 40 MB, as int64
@@ -118,7 +119,7 @@ def write_samples(
     for start in range(0, len(images), _AT_ONCE):
         piece = images[start : start + _AT_ONCE]
         found = runner.codes(piece)
-        logits.append(runner(piece))
+        logits.append(found["logits"].astype(np.int32).view(np.float32))
         for number, name in enumerate(runner.code_names):
             for offset, codes in enumerate(found[name]):
                 hashes[start + offset, number] = np.frombuffer(code_hash(codes), np.uint8)
@@ -127,18 +128,18 @@ def write_samples(
         on_images(len(piece))
     runner.close()
     constants = constant_hashes(graph)
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        "labels": labels.astype("<i8"),
+        "inputs": input_hashes(images),
+        "tensors": np.array(list(runner.code_names), np.str_),
+        "codes": hashes,
+        "logits": np.concatenate(logits).astype("<f4"),
+        "constants": np.array(list(constants), np.str_),
+        "constant_hashes": np.array([list(digest) for digest in constants.values()], np.uint8).reshape(-1, 32),
+        **first,
+    }
     with (folder / EXPECTED).open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            labels=labels.astype("<i8"),
-            inputs=input_hashes(images),
-            tensors=np.array(list(runner.code_names)),
-            codes=hashes,
-            logits=np.concatenate(logits).astype("<f4"),
-            constants=np.array(list(constants)),
-            constant_hashes=np.array([list(digest) for digest in constants.values()], np.uint8).reshape(-1, 32),
-            **first,
-        )
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # NumPy's stub has flags among the names
     return (*names, EXPECTED)
 
 
@@ -156,28 +157,25 @@ def load_samples(folder: Path, preprocessing: Preprocessing) -> Samples:
         InputError: they don't fit together, or are not what `write_samples` writes.
     """
     arrays = _arrays(folder / EXPECTED)
-    try:
-        labels, logits, inputs = arrays["labels"], arrays["logits"], arrays["inputs"]
-        tensors = tuple(str(name) for name in arrays["tensors"])
-        codes, hashes = arrays["codes"], arrays["constant_hashes"]
-        first = {name: arrays[f"codes_{number}"] for number, name in enumerate(tensors)}
-        constants = [str(name) for name in arrays["constants"]]
-    except KeyError as error:
-        raise _unfit(f"it lacks {error.args[0]}") from error
-    count = len(labels)
-    shapes = {"inputs": (count, 32), "codes": (count, len(tensors), 32), "constant_hashes": (len(constants), 32)}
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape or arrays[name].dtype != np.uint8:
-            raise _unfit(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}, not uint8 of {shape}")
-    wrong = [name for name, values in first.items() if values.dtype != np.int16]
-    if count == 0 or labels.dtype != np.int64 or logits.dtype != np.float32 or logits.shape[:1] != (count,) or wrong:
-        raise _unfit("labels, logits and codes are not one per image, or of other types")
+    labels = _taken(arrays, "labels", np.int64, 1)
+    tensors = tuple(str(name) for name in _taken(arrays, "tensors", np.str_, 1))
+    constants = [str(name) for name in _taken(arrays, "constants", np.str_, 1)]
+    hashes = _taken(arrays, "constant_hashes", np.uint8, 2)
     expected = Expected(
-        tensors, codes, logits, first, inputs, {n: h.tobytes() for n, h in zip(constants, hashes, strict=True)}
+        tensors=tensors,
+        codes=_taken(arrays, "codes", np.uint8, 3),
+        logits=_taken(arrays, "logits", np.float32, 2),
+        first_codes={name: _taken(arrays, f"codes_{number}", np.int16) for number, name in enumerate(tensors)},
+        inputs=_taken(arrays, "inputs", np.uint8, 2),
+        constants={name: digest.tobytes() for name, digest in zip(constants, hashes, strict=False)},
     )
+    count = len(labels)
+    found = (expected.codes.shape, expected.inputs.shape, hashes.shape, len(expected.logits))
+    if count == 0 or found != ((count, len(tensors), 32), (count, 32), (len(constants), 32), count):
+        raise _unfit("its arrays are not one row an image")
     pixels = [_pixels(folder / image_name(index), preprocessing.channels) for index in range(count)]
     if len({image.shape for image in pixels}) != 1:
-        raise InputError("The samples of the bundle differ in size.", "write the bundle again.")
+        raise _unfit("the pictures differ in size")
     return Samples(np.stack(pixels), labels, expected)
 
 
@@ -191,7 +189,7 @@ def pixels_of_run(path: Path) -> tuple[PixelArray, IntArray]:
     pixels, labels = arrays.get("pixels"), arrays.get("labels")
     if pixels is None or labels is None or pixels.ndim != 4 or pixels.dtype != np.uint8 or len(pixels) != len(labels):
         raise InputError(f"{path} does not hold pixels and labels.", "make the run again with `faq-deploy quantize`.")
-    return pixels, labels.astype(np.int64)
+    return pixels.astype(np.uint8), labels.astype(np.int64)
 
 
 def image_name(index: int) -> str:
@@ -252,13 +250,26 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
         raise InputError(f"{path.name} is damaged.", "copy or make again what holds it.") from error
 
 
+def _taken(
+    arrays: Mapping[str, npt.NDArray[np.generic]], name: str, kind: type[_Item], axes: int | None = None
+) -> npt.NDArray[_Item]:
+    """One array of the file, of the type and the number of axes that it must have."""
+    value = arrays.get(name)
+    if value is None or not issubclass(value.dtype.type, kind) or axes not in (None, value.ndim):
+        found = "is missing" if value is None else f"is {value.dtype} of shape {value.shape}"
+        raise _unfit(f"{name} {found}")
+    return cast("npt.NDArray[_Item]", value)
+
+
 def _pixels(path: Path, channels: int) -> PixelArray:
     try:
         image = read_image(path)
     except BadImage as error:
         raise InputError(f"{path.parent.name}/{path.name} can't be used: {error.what}.", error.remedy) from error
     if image.mode != ("RGB" if channels == 3 else "L"):
-        raise InputError(f"{path.name} is of mode {image.mode}, and the network sees {channels} channels.", "bundle again.")
+        raise InputError(
+            f"{path.name} is of mode {image.mode}, and the network sees {channels} channels.", "bundle again."
+        )
     return np.array(image, np.uint8).reshape(image.height, image.width, channels)
 
 

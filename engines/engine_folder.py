@@ -15,6 +15,7 @@ from engines import engine_manifest, failing_part
 from engines.build_config import option_notes
 from engines.build_options import BuildOptions, recorded
 from engines.engine_manifest import EngineManifest
+from engines.engine_plan import EnginePlan, inspected, predict
 from engines.engine_source import EngineSource, engine_source
 from engines.errors import InputError
 from engines.external_data import sha256_with_data
@@ -108,9 +109,10 @@ def build(
     for name in (failing_part.FAILING, _LAYERS_FILE):  # of an earlier build
         (folder / name).unlink(missing_ok=True)
     gpu = built.gpu if built is not None else None
-    notes = _notes(wanted, facts) + source.notes
+    plan, notes = None, _notes(wanted, facts) + source.notes
     if built is not None:
-        notes += (option_notes(options) if wanted.runtime == "tensorrt" else ()) + built.notes
+        plan, trouble = _plan(wanted, source, built)
+        notes += (option_notes(options) if wanted.runtime == "tensorrt" else ()) + built.notes + trouble
         notes += _warnings(built.warnings)
     manifest = EngineManifest(
         runtime=wanted.runtime,
@@ -126,6 +128,7 @@ def build(
         target=facts.target,
         baseline=wanted.baseline,
         options=recorded(options, wanted.runtime),
+        plan=plan,
         notes=notes,
     )
     if built is not None and built.layers is not None:
@@ -163,6 +166,21 @@ def _build_or_explain(
         raise failing_part.explained(
             refusal, source, facts.path, folder, lambda part: into(part, part.with_suffix(".engine"))
         ) from refusal
+
+
+def _plan(
+    wanted: WantedEngine, source: EngineSource, built: BuiltEngine
+) -> tuple[EnginePlan | None, tuple[str, ...]]:
+    """What a TensorRT engine runs: its own account where a GPU gave one, else a prediction, and why it is one."""
+    if wanted.baseline:  # nothing in it is quantized
+        return None, ()
+    trouble: tuple[str, ...] = ()
+    if built.layers is not None:
+        try:
+            return inspected(built.layers, source.model), ()
+        except InputError as error:
+            trouble = (f"The engine's own account of its layers could not be read: {error.what}",)
+    return predict(source.model, built.gpu.sm if built.gpu is not None else wanted.sm), trouble
 
 
 def _shapes(facts: OnnxFacts, profile: Profile) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:

@@ -9,6 +9,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from engines.engine_plan import EnginePlan
 from engines.errors import CannotRunHere, InputError
 from engines.files import sha256_of, write_atomic
 from engines.host import Gpu, Host, RuntimeName, same_version
@@ -50,6 +51,7 @@ class EngineManifest(BaseModel):
         target: "tensorrt", "onnxruntime" or "paper"; None for ONNX files from elsewhere.
         baseline: it is the net without quantizers, in FP16, to compare speed with: its codes are not compared.
         options: the choices of the build that it depends on, by name.
+        plan: what became of its layers, predicted or told by the engine.
         notes: what a user should know of this engine, a sentence each.
     """
 
@@ -69,6 +71,7 @@ class EngineManifest(BaseModel):
     target: str | None = None
     baseline: bool = False
     options: dict[str, object] = {}
+    plan: EnginePlan | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -27,8 +27,8 @@ __all__ = ["EngineSource", "engine_source", "temporary_onnx"]
 _LARGEST_BYTES: Final = (1 << 31) - 1  # of one protobuf message
 
 _BASELINE_NOTES: Final = (
-    "The net without its quantizers, in FP16, to compare speed with: it gives other numbers, and its codes and logits "
-    "are never compared.",
+    "An engine named -fp16 is the net without its quantizers, in FP16, to compare speed with: it gives other numbers, "
+    "and its codes and logits are never compared.",
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +11,12 @@ import onnx
 
 from engines.engine_source import EngineSource, temporary_onnx
 from engines.files import atomic_path
+from engines.predicted_plan import modules_of
 from engines.qdq_graph import label
 from engines.reduce import reduce
 from engines.tensorrt import BuilderRefusal
 
-__all__ = ["FAILING", "explained", "modules_of", "with_modules"]
+__all__ = ["FAILING", "explained", "with_modules"]
 
 FAILING: Final = "failing.onnx"
 
@@ -65,16 +65,6 @@ def explained(
     with atomic_path(folder / FAILING) as temporary, temporary_onnx(part) as path:
         temporary.write_bytes(path.read_bytes())
     return BuilderRefusal(f"{what} {_smallest(part, modules)}", f"{refusal.remedy} See {folder / FAILING}.")
-
-
-def modules_of(model: onnx.ModelProto) -> Mapping[str, str]:
-    """The module of the PyTorch model that each node came from, as `export` wrote it; empty for other tools' files."""
-    text = next((entry.value for entry in model.metadata_props if entry.key == "faq_deploy.modules"), "{}")
-    try:
-        found = json.loads(text)
-    except ValueError:  # damaged: the nodes' own names will do
-        return {}
-    return {str(name): str(module) for name, module in found.items()} if isinstance(found, dict) else {}
 
 
 def with_modules(text: str, modules: Mapping[str, str]) -> str:

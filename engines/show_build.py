@@ -18,6 +18,7 @@ from engines.build_options import BuildOptions
 from engines.doctor import as_json as checks_as_json
 from engines.doctor import diagnose
 from engines.engine_manifest import EngineManifest
+from engines.engine_plan import sentences
 from engines.errors import InputError
 from engines.host import RuntimeName
 from engines.profile import parse_profile
@@ -120,6 +121,7 @@ def _print(results: Sequence[BuildResult], folder: Path) -> None:
     console = Console()
     console.print(table)
     lines = [f"Note: {note}" for note in _merged([r.manifest for r in results if r.manifest is not None])]
+    lines += _layers(results)
     for result in results:
         if result.manifest is None:
             lines += [f"{result.name}: {result.reason}", f"Note: {result.remedy}"]
@@ -127,6 +129,18 @@ def _print(results: Sequence[BuildResult], folder: Path) -> None:
         lines.append(f"Engines are in {folder}")
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _layers(results: Sequence[BuildResult]) -> list[str]:
+    """What the engines' layers became, once for all engines whose layers became the same."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for result in results:
+        if result.manifest is not None and result.manifest.plan is not None:
+            names.setdefault(tuple(sentences(result.manifest.plan)), []).append(result.name)
+    lines = []
+    for said, engines in names.items():
+        lines += ["", f"Layers of {', '.join(engines)}", *(f"  {sentence}" for sentence in said)]
+    return [*lines, ""] if lines else []
 
 
 def _merged(manifests: Sequence[EngineManifest]) -> list[str]:

@@ -246,7 +246,7 @@ def _build(job: _Job) -> tuple[bytes, BuiltEngine, trt.IBuilderConfig]:
     _parse(api, job, network, logger, messages)
     config = builder.create_builder_config()
     job.configure(api, config)
-    shapes = tensorrt_config.add_profile(builder, config, network, job.profile, job.onnx_path)
+    shapes = tensorrt_config.add_profile(api, builder, config, network, job.profile, job.onnx_path)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise _not_built(job, reason(messages, "the builder gave no reason"))

@@ -21,6 +21,7 @@ class TensorRTApi(Protocol):
     __version__: str
     BuilderFlag: type[trt.BuilderFlag]
     Builder: type[trt.Builder]
+    Dims: type[trt.Dims]
     HardwareCompatibilityLevel: type[trt.HardwareCompatibilityLevel]
     LayerInformationFormat: type[trt.LayerInformationFormat]
     MemoryPoolType: type[trt.MemoryPoolType]

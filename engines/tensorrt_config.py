@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from engines.build_options import Hardware
 from engines.errors import CannotRunHere, InputError
@@ -25,6 +25,8 @@ __all__ = [
     "use_architecture",
     "use_timings",
 ]
+
+_T = TypeVar("_T")
 
 Level = Callable[["type[trt.HardwareCompatibilityLevel]"], "trt.HardwareCompatibilityLevel"]
 
@@ -80,16 +82,21 @@ def allow_other_hardware(api: TensorRTApi, config: trt.IBuilderConfig, hardware:
         hardware: which GPUs.
 
     Raises:
-        CannotRunHere: this TensorRT is older than the level.
+        CannotRunHere: this TensorRT is older than the level, or lacks it on this platform.
     """
     if hardware == "exact":
         return
     try:
-        config.hardware_compatibility_level = _LEVELS[hardware](api.HardwareCompatibilityLevel)
+        level = _LEVELS[hardware](api.HardwareCompatibilityLevel)
     except AttributeError as error:
         raise CannotRunHere(
             f"--hardware {hardware} is unknown to TensorRT {api.__version__}.", "leave it out, or upgrade TensorRT."
         ) from error
+    config.hardware_compatibility_level = level
+    if config.hardware_compatibility_level != level:  # a level that a platform lacks is ignored without an exception
+        raise CannotRunHere(
+            f"--hardware {hardware} is not accepted by TensorRT {api.__version__} on this platform.", "leave it out."
+        )
 
 
 def allow_other_versions(api: TensorRTApi, config: trt.IBuilderConfig) -> None:
@@ -112,7 +119,7 @@ def use_timings(config: trt.IBuilderConfig, data: bytes) -> bool:
     Returns:
         False where they are damaged, or of another GPU or version, so that timing starts anew.
     """
-    saved = config.create_timing_cache(data)
+    saved = _or_none(config.create_timing_cache(data))
     if saved is not None and config.set_timing_cache(saved, ignore_mismatch=False):
         return True
     config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
@@ -121,16 +128,22 @@ def use_timings(config: trt.IBuilderConfig, data: bytes) -> bool:
 
 def measured_timings(config: trt.IBuilderConfig) -> bytes | None:
     """The kernel timings after a build, for the next one; None where TensorRT gives none."""
-    cache = config.get_timing_cache()
+    cache = _or_none(config.get_timing_cache())
     return None if cache is None else bytes(memoryview(cache.serialize()))
 
 
 def add_profile(
-    builder: trt.Builder, config: trt.IBuilderConfig, network: trt.INetworkDefinition, profile: Profile, onnx_path: Path
+    api: TensorRTApi,
+    builder: trt.Builder,
+    config: trt.IBuilderConfig,
+    network: trt.INetworkDefinition,
+    profile: Profile,
+    onnx_path: Path,
 ) -> dict[str, Shapes]:
     """Give every input whose batch is dynamic its smallest, best and largest size.
 
     Args:
+        api: the package.
         builder: of the network.
         config: to change.
         network: with any number of inputs; those of a fixed shape need no profile.
@@ -148,7 +161,7 @@ def add_profile(
     dynamic = False
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        shape = tuple(int(size) for size in tensor.shape)
+        shape = tuple(int(tensor.shape[axis]) for axis in range(len(tensor.shape)))
         if -1 in shape[1:]:
             raise InputError(
                 f"{onnx_path}: input {tensor.name!r} has shape {shape}, dynamic in more than its batch.",
@@ -157,7 +170,13 @@ def add_profile(
         shapes[tensor.name] = profile.shapes(shape)
         if -1 in shape:
             dynamic = True
-            optimization.set_shape(tensor.name, *shapes[tensor.name])
+            smallest, best, largest = (api.Dims(list(sizes)) for sizes in shapes[tensor.name])
+            optimization.set_shape(tensor.name, smallest, best, largest)
     if dynamic and config.add_optimization_profile(optimization) < 0:
         raise InputError(f"{onnx_path}: profile {profile} is not accepted.", "pass another --batch MIN:OPT:MAX.")
     return shapes
+
+
+def _or_none(made: _T) -> _T | None:
+    """What the bindings type as always there: their C++ side returns nothing where it failed."""
+    return made

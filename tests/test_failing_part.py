@@ -9,7 +9,7 @@ import pytest
 
 from engines import failing_part
 from engines.engine_source import EngineSource
-from engines.failing_part import explained, modules_of, with_modules
+from engines.failing_part import explained, with_modules
 from engines.profile import Profile
 from engines.tensorrt import BuilderRefusal, BuiltEngine, build_rtx
 from tests.engine_nets import classifier, needs_rtx
@@ -31,14 +31,6 @@ MODULES = {"conv1": "features.0", "fc": "head.fc", "fc.weight_dq": "head.fc"}
 )
 def test_nodes_come_with_their_module(said: str, shown: str) -> None:
     assert with_modules(said, MODULES) == shown
-
-
-@pytest.mark.parametrize("text", [None, "{", "[]", "null", '"x"'])
-def test_files_without_module_names_have_none(text: str | None) -> None:
-    model = onnx.ModelProto()
-    if text is not None:
-        model.metadata_props.add(key="faq_deploy.modules", value=text)
-    assert modules_of(model) == {}
 
 
 @pytest.fixture

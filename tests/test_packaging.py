@@ -80,7 +80,7 @@ def test_base_install_never_asks_for_torch(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_names_the_supported_pythons(wheel: zipfile.ZipFile) -> None:
-    assert Parser().parsestr(read(wheel, "METADATA"))["Requires-Python"] == "<3.14,>=3.11"
+    assert Parser().parsestr(read(wheel, "METADATA"))["Requires-Python"] == "<3.14,>=3.10"
 
 
 def test_constraints_pin_every_dependency_inside_its_range() -> None:

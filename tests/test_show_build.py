@@ -44,7 +44,7 @@ def test_one_architecture_that_fails_is_told_per_sm_and_a_rerun_builds_only_it(
     monkeypatch.setattr(engine_folder, "build_rtx", fails_for_86)
     assert show_build.build(run.path, None, options, force=False, as_json=False) == 1
     lines = capsys.readouterr().out.splitlines()
-    rows = {words[0]: words[1] for words in (line.split() for line in lines) if words[0].startswith("tensorrt-rtx-sm")}
+    rows = {words[0]: words[1] for words in (line.split() for line in lines) if words[:1] > ["tensorrt-rtx-sm"]}
     assert rows == {
         "tensorrt-rtx-sm75": "built",
         "tensorrt-rtx-sm86": "failed",
@@ -144,3 +144,18 @@ def test_doctor_prints_what_is_missing_and_how_to_get_it(capsys: pytest.CaptureF
     assert "python" in printed
     show_build.doctor(as_json=True)
     assert json.loads(capsys.readouterr().out)[0]["name"] == "python"
+
+
+@needs_rtx
+def test_engines_whose_layers_became_the_same_share_one_block(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = _given(runtimes=("tensorrt-rtx", "onnxruntime"), sms=(86, 89))
+    assert show_build.build(run.path, None, options, force=False, as_json=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("Layers of tensorrt-rtx-sm86, tensorrt-rtx-sm89")
+    assert lines[start + 1].startswith("  Predicted from the graph, not measured: 2 of 2 convolutions in INT8")
+    assert sum(line.startswith("Layers of ") for line in lines) == 1
+    assert show_build.build(run.path, None, options, force=False, as_json=True) == 0
+    plans = [engine["manifest"]["plan"] for engine in json.loads(capsys.readouterr().out)["engines"]]
+    assert [plan and plan["source"] for plan in plans] == ["predicted", "predicted", None]

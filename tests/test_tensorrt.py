@@ -150,12 +150,6 @@ class TestTensorRT:
         assert built.layers is None
         assert [note for note in built.notes if note.startswith("TensorRT did not tell what the engine's layers")]
 
-    @pytest.mark.parametrize("hardware", ["same-cc", "ampere+"])
-    def test_engines_for_other_gpus_are_other_engines(self, model: Path, tmp_path: Path, hardware: Hardware) -> None:
-        plain = build_tensorrt(model, Profile(), tmp_path / "plain.engine")
-        other = build_tensorrt(model, Profile(), tmp_path / "other.engine", hardware=hardware)
-        assert plain.path.read_bytes() != other.path.read_bytes()
-
     def test_version_compatible_without_the_lean_runtime_exits_3(self, model: Path, tmp_path: Path) -> None:
         # TensorRT-RTX has no lean runtime at all, and says what TensorRT says where its own is not installed
         with pytest.raises(CannotRunHere, match="needs TensorRT's lean runtime, which does not load: ") as caught:
