@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ EXPECTED: Final = "expected.npz"
 _Item = TypeVar("_Item", bound=np.generic)
 Digests = npt.NDArray[np.uint8]  # sha256 along the last axis
 
+_MOST_BYTES: Final = 2 << 30  # of pictures or arrays, unpacked; ResNet-18's are 10 MB
 _AT_ONCE: Final = 2  # images whose codes are in memory: at ResNet-18's size 40 MB, as int64
 
 
@@ -173,10 +175,7 @@ def load_samples(folder: Path, preprocessing: Preprocessing) -> Samples:
     found = (expected.codes.shape, expected.inputs.shape, hashes.shape, len(expected.logits))
     if count == 0 or found != ((count, len(tensors), 32), (count, 32), (len(constants), 32), count):
         raise _unfit("its arrays are not one row an image")
-    pixels = [_pixels(folder / image_name(index), preprocessing.channels) for index in range(count)]
-    if len({image.shape for image in pixels}) != 1:
-        raise _unfit("the pictures differ in size")
-    return Samples(np.stack(pixels), labels, expected)
+    return Samples(_pictures(folder, count, preprocessing.channels), labels, expected)
 
 
 def pixels_of_run(path: Path) -> tuple[PixelArray, IntArray]:
@@ -241,13 +240,18 @@ def _as_int16(codes: IntArray) -> npt.NDArray[np.int16]:
 
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    again = "copy or make again what holds it."
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except MemoryError:
-        raise
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size <= _MOST_BYTES:
+            with np.load(path, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+    except MemoryError as error:
+        raise InputError(f"{path.name} says that it holds more than fits into memory.", again) from error
     except Exception as error:  # whatever the archive reader or NumPy's header parser trips over
-        raise InputError(f"{path.name} is damaged.", "copy or make again what holds it.") from error
+        raise InputError(f"{path.name} is damaged.", again) from error
+    raise InputError(f"{path.name} would unpack to {size / 1e9:.1f} GB, which no sample needs.", again)
 
 
 def _taken(
@@ -259,6 +263,18 @@ def _taken(
         found = "is missing" if value is None else f"is {value.dtype} of shape {value.shape}"
         raise _unfit(f"{name} {found}")
     return cast("npt.NDArray[_Item]", value)
+
+
+def _pictures(folder: Path, count: int, channels: int) -> PixelArray:
+    first = _pixels(folder / image_name(0), channels)
+    if first.nbytes * count > _MOST_BYTES:
+        raise _unfit(f"{count} pictures of {first.shape[1]}x{first.shape[0]} pixels fit no network")
+    pictures = [first]
+    for index in range(1, count):
+        pictures.append(_pixels(folder / image_name(index), channels))
+        if pictures[-1].shape != first.shape:
+            raise _unfit("the pictures differ in size")
+    return np.stack(pictures)
 
 
 def _pixels(path: Path, channels: int) -> PixelArray:

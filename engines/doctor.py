@@ -64,7 +64,7 @@ def diagnose() -> list[Check]:
         _tensorrt("tensorrt-rtx", gpu_driver),
         *_dla(),
         _timing_cache(),
-        _package("pycuda", "pycuda", "pip install pycuda (needed to run TensorRT engines, not to build them)."),
+        _pycuda(),
         _memory(),
         _shared_memory(),
     ]
@@ -146,6 +146,11 @@ def _tensorrt(name: TensorRTName, found: Driver) -> Check:
     if not found.gpus:
         return Check(name, "limited", f"{version}, but {found.trouble}", "build on the machine that runs the engine.")
     return Check(name, "ok", version)
+
+
+def _pycuda() -> Check:
+    version = installed("pycuda")
+    return Check("pycuda", "ok", version or "not installed: engines reach CUDA through the driver itself")
 
 
 def _dla() -> list[Check]:

@@ -11,13 +11,13 @@ from typing import Final
 import onnx
 from google.protobuf.message import EncodeError
 
-from engines import engine_manifest, failing_part
+from engines import engine_manifest, failing_part, rebuilds
 from engines.build_config import option_notes
 from engines.build_options import BuildOptions, recorded
 from engines.engine_manifest import EngineManifest
 from engines.engine_plan import EnginePlan, inspected, predict
 from engines.engine_source import EngineSource, engine_source
-from engines.errors import InputError
+from engines.errors import FaqError, InputError
 from engines.external_data import sha256_with_data
 from engines.files import atomic_path, sha256_of, write_atomic
 from engines.host import Host, RuntimeName
@@ -161,16 +161,19 @@ def _build_or_explain(
         return build_rtx(onnx_path, wanted.sm, options.profile, output)
 
     try:
-        return into(source.path, folder / _ENGINE_FILE)
+        check = None
+        if options.rebuilds > 1 and not wanted.baseline:
+            check = rebuilds.check_here(wanted.runtime, wanted.sm, source.model, facts.path, options.profile)
+        return rebuilds.rebuild(lambda: into(source.path, folder / _ENGINE_FILE), options.rebuilds, check)
     except BuilderRefusal as refusal:
         raise failing_part.explained(
             refusal, source, facts.path, folder, lambda part: into(part, part.with_suffix(".engine"))
         ) from refusal
+    except FaqError as error:  # it names the temporary file, which is gone when the user reads it
+        raise type(error)(error.what.replace(str(source.path), str(facts.path)), error.remedy) from error
 
 
-def _plan(
-    wanted: WantedEngine, source: EngineSource, built: BuiltEngine
-) -> tuple[EnginePlan | None, tuple[str, ...]]:
+def _plan(wanted: WantedEngine, source: EngineSource, built: BuiltEngine) -> tuple[EnginePlan | None, tuple[str, ...]]:
     """What a TensorRT engine runs: its own account where a GPU gave one, else a prediction, and why it is one."""
     if wanted.baseline:  # nothing in it is quantized
         return None, ()

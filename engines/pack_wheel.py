@@ -57,13 +57,7 @@ def pack_wheel() -> Wheel:
     Source:
         Python Packaging User Guide, "Binary distribution format" and "Recording installed projects".
     """
-    try:
-        installed = importlib.metadata.distribution(_DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise CannotRunHere(
-            "faq-deploy is not installed as a package, so that no wheel can be made of it.", _REMEDY
-        ) from error
-    # an editable install that setuptools made keeps the same text as PKG-INFO
+    installed = _installed()
     metadata = installed.read_text("METADATA") or installed.read_text("PKG-INFO")
     entry_points = installed.read_text("entry_points.txt")
     if metadata is None or entry_points is None:
@@ -78,6 +72,14 @@ def pack_wheel() -> Wheel:
         **{f"{folder}/licenses/{name}": text for name, text in _licences(installed, metadata).items()},
     }
     return Wheel(f"{folder.removesuffix('.dist-info')}-{_TAG}.whl", _zipped({**code, **described}, f"{folder}/RECORD"))
+
+
+def _installed() -> importlib.metadata.Distribution:
+    """The install's record; before it, on sys.path, may lie what setuptools left in a source tree, older perhaps."""
+    found = list(importlib.metadata.distributions(name=_DISTRIBUTION))
+    if not found:
+        raise CannotRunHere("faq-deploy is not installed as a package, so that no wheel can be made of it.", _REMEDY)
+    return next((record for record in found if record.read_text("METADATA") is not None), found[0])
 
 
 def _code() -> dict[str, bytes]:

@@ -49,7 +49,8 @@ class EnginePlan(BaseModel):
         int4_linears: of these, the ones whose weight is stored in INT4; they multiply in float.
         adds: of two tensors; the ones inside a function are not counted.
         concats: of codes.
-        functions: tables such as SiLU, and norms: from codes to codes, in between in float.
+        functions: tables such as SiLU, norms, and gates (products of two tensors): from codes to codes, in between in
+            float.
         pools: averages, from codes to codes, in between in float.
         reformats: copies that change the layout or the type, beside the quantization of the input.
         unseen: layers that the engine's account does not name.

@@ -13,7 +13,7 @@ from engines.lint_kernels import without_kernel
 from engines.lint_layers import float_skip_input, one_sided_layer, transposed_weight, unequal_concat_scales
 from engines.lint_view import FUNCTIONS, grids, is_weight, lone_codes
 from engines.plan_model import EnginePlan, FloatIsland, Share
-from engines.qdq_graph import QdqGraph, read_graph
+from engines.qdq_graph import QdqGraph, label, read_graph
 
 __all__ = ["LAYERS", "LayerFate", "fates", "modules_of", "predict"]
 
@@ -84,8 +84,9 @@ def predict(model: onnx.ModelProto, sm: int | None = None) -> EnginePlan:
 
 def fates(graph: QdqGraph) -> Iterator[LayerFate]:
     """What becomes of each layer with weights, each add and each concat, in graph order."""
+    labels = {node.name or node.output[0]: label(node) for node in graph.nodes}
     hits = {
-        hit.node: (hit.message.partition(": ")[2] or hit.message, hit.remedy)
+        hit.node: (hit.message.removeprefix(labels[hit.node]).lstrip(": "), hit.remedy)
         for rule in (transposed_weight, one_sided_layer, float_skip_input, unequal_concat_scales)
         for hit in rule(graph)
     }
@@ -167,14 +168,16 @@ def _concat_trouble(graph: QdqGraph, node: onnx.NodeProto, hit: tuple[str, str] 
 
 
 def _functions(graph: QdqGraph) -> int:
-    """Quantizers whose tensor is a function of other codes."""
+    """Quantizers whose tensor is a function of other codes, or a product of two: a gate (U10)."""
     count = 0
     for node in graph.nodes:
         if node.op_type != "QuantizeLinear" or is_weight(graph, node):
             continue
         source = graph.producer.get(node.input[0])
-        if source is not None and source.op_type in FUNCTIONS and lone_codes(graph, node.input[0]) is not None:
-            count += 1
+        if source is None or source.op_type not in FUNCTIONS:
+            continue
+        gate = source.op_type == "Mul" and all(grids(graph, name) for name in source.input)
+        count += gate or lone_codes(graph, node.input[0]) is not None
     return count
 
 

@@ -77,6 +77,12 @@ def build(
 def chosen_options(options: Mapping[str, Any]) -> BuildOptions:
     """The choices of the command line.
 
+    Args:
+        options: by name; those that a command lacks keep their defaults.
+
+    Returns:
+        The same, parsed.
+
     Raises:
         InputError: --batch is not MIN:OPT:MAX.
     """

@@ -63,7 +63,10 @@ def tensorrt_api(name: TensorRTName) -> TensorRTApi:
 
 
 def rtx_api() -> RtxApi:
-    """What only TensorRT-RTX has.
+    """Import TensorRT-RTX for what only it has.
+
+    Returns:
+        The module.
 
     Raises:
         CannotRunHere: it is missing.

@@ -1,4 +1,7 @@
-"""Runs TensorRT and TensorRT-RTX engines on the GPU through pycuda, beside whatever else uses CUDA in the process."""
+"""Runs TensorRT and TensorRT-RTX engines on the GPU, beside whatever else uses CUDA in the process.
+
+CUDA is reached through pycuda or, where that is not installed, through the driver itself (`cuda_driver`).
+"""
 
 from __future__ import annotations
 
@@ -14,37 +17,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from engines import engine_manifest
+from engines import cuda_driver
 from engines.batch import native_batch
 from engines.errors import CannotRunHere, InputError
-from engines.host import this_host
 from engines.runner import FloatArray
 from engines.tensorrt import gpu_for_tensorrt
 from engines.tensorrt_package import TensorRTName, load, open_log, reason
 
-__all__ = ["TensorRTRunner", "open_engine"]
+__all__ = ["TensorRTRunner"]
 
 _PROFILE: Final = 0  # our engines have one optimization profile
-
-
-def open_engine(folder: Path, onnx_sha256: str | None = None) -> TensorRTRunner:
-    """Check an engine's record against its files and this machine, then load it.
-
-    Args:
-        folder: `engines/NAME`, as `faq-deploy build` leaves it.
-        onnx_sha256: of the ONNX file that it must have been built from; None to take the record's word.
-
-    Returns:
-        A runner; close it after use.
-
-    Raises:
-        InputError: the engine is missing, changed, built from another file, or of another runtime.
-        CannotRunHere: no GPU, another one, or another version of the runtime.
-    """
-    manifest = engine_manifest.check(folder, onnx_sha256, this_host())
-    if manifest.runtime == "onnxruntime":
-        raise InputError(f"{folder} is an onnxruntime engine, not a TensorRT one.", "open it with runtime onnxruntime.")
-    return TensorRTRunner(folder / manifest.file, manifest.runtime)
 
 
 class TensorRTRunner:
@@ -54,21 +36,22 @@ class TensorRTRunner:
     Calls from several threads take turns. After an error all GPU memory is free and the runner is closed.
 
     Args:
-        engine: file that `faq-deploy build` wrote, checked by `open_engine`.
+        engine: file that `faq-deploy build` wrote; go through `open_engine`, which checks it.
         package: what built it.
+        host_code: let it bring code for the CPU, as version-compatible engines do; only for files of one's own.
 
     Raises:
         InputError: the engine's inputs and outputs are not those of an image classifier.
-        CannotRunHere: the package, pycuda or a GPU is missing, the engine is not for this machine, or GPU memory is
+        CannotRunHere: the package or a GPU is missing, the engine is not for this machine, or GPU memory is
             short.
     """
 
-    def __init__(self, engine: Path, package: TensorRTName = "tensorrt") -> None:
+    def __init__(self, engine: Path, package: TensorRTName = "tensorrt", *, host_code: bool = False) -> None:
         self.name: str = package
         self._lock = threading.Lock()
         self._trt = load(package)
         gpu_for_tensorrt()
-        self._cuda = _load_pycuda()
+        self._cuda = _load_cuda()
         logger, self._messages = open_log(package)
         self._pinned: list[Any] = []
         self._memory: list[Any] = []
@@ -76,11 +59,14 @@ class TensorRTRunner:
         self._stream: Any = None
         self._execution: Any = None
         self._images: Any = None  # pinned and GPU memory of the input
-        self._answers: Any = None  # the same of the logits
-        self._cuda.init()
-        self._context: Any = self._cuda.Device(0).retain_primary_context()
+        self._answers: dict[str, tuple[Any, Any]] = {}  # the same of each output
+        try:
+            self._cuda.init()
+            self._context: Any = self._cuda.Device(0).retain_primary_context()
+        except self._cuda.Error as error:
+            raise self._failed(error) from error
         with self._on_gpu():
-            self._load_engine(engine, logger)
+            self._load_engine(engine, logger, host_code)
             self._allocate(engine)
 
     def __call__(self, batch: FloatArray) -> FloatArray:
@@ -96,16 +82,33 @@ class TensorRTRunner:
             InputError: the wrong shape or number type, NaN, or the runner was closed.
             CannotRunHere: the GPU failed; the runner is closed then.
         """
+        return self._outputs_of(batch, [self.logits_name])[self.logits_name]
+
+    def outputs(self, batch: FloatArray) -> dict[str, FloatArray]:
+        """Run one batch and return every output by name, float32, one row an image.
+
+        Args:
+            batch: as for a call.
+
+        Raises:
+            InputError: as for a call.
+            CannotRunHere: as for a call.
+        """
+        return self._outputs_of(batch, list(self._shapes))
+
+    def _outputs_of(self, batch: FloatArray, names: list[str]) -> dict[str, FloatArray]:
         images = native_batch(batch, (None, *self._input_shape), self.name)
-        logits = np.empty((len(images), *self._logits_shape), np.float32)
+        found = {name: np.empty((len(images), *self._shapes[name]), np.float32) for name in names}
         with self._lock:
             if self._context is None:
                 raise InputError(f"the {self.name} runner was closed.", "load the engine again.")
             with self._on_gpu():
                 for start in range(0, len(images), self._largest):
                     piece = images[start : start + self._largest]
-                    logits[start : start + len(piece)] = self._run(piece)
-        return logits
+                    self._run(piece, names)
+                    for name in names:
+                        found[name][start : start + len(piece)] = self._answers[name][0][: len(piece)]
+        return found
 
     def close(self) -> None:
         """Free GPU and pinned memory and let go of the primary context; calling it twice is harmless."""
@@ -115,12 +118,14 @@ class TensorRTRunner:
                     self._free()
                 self._release()
 
-    def _load_engine(self, file: Path, logger: object) -> None:
+    def _load_engine(self, file: Path, logger: object, host_code: bool) -> None:
         try:
             runtime = self._trt.Runtime(logger)
         except (TypeError, RuntimeError):  # the C++ factory returned nothing
             runtime = self._made(None, "the runtime does not start")
         self._engine_objects.append(runtime)
+        if host_code:
+            runtime.engine_host_code_allowed = True
         engine = self._made(runtime.deserialize_cuda_engine(file.read_bytes()), f"{file} does not load")
         self._engine_objects.append(engine)
         self._execution = self._made(engine.create_execution_context(), "there is too little GPU memory to run it")
@@ -134,8 +139,9 @@ class TensorRTRunner:
             )
         if wrong := [name for name in names if engine.get_tensor_dtype(name) != self._trt.DataType.FLOAT]:
             raise InputError(f"{file}: tensor {wrong[0]!r} is not float32.", "export the model again.")
-        self._input, self._outputs = inputs[0], outputs
-        self._logits = "logits" if "logits" in outputs else outputs[0]
+        self._input = inputs[0]
+        self.logits_name = "logits" if "logits" in outputs else outputs[0]
+        self._shapes: dict[str, tuple[int, ...]] = dict.fromkeys(outputs, ())  # of one image's row
         shape = tuple(engine.get_tensor_shape(self._input))
         sizes = (shape[0],) * 2
         if shape[0] < 0:
@@ -148,13 +154,11 @@ class TensorRTRunner:
         self._stream = self._cuda.Stream()
         self._set_batch(self._largest)
         self._images = self._buffer(self._input, (self._largest, *self._input_shape))
-        for name in self._outputs:
+        for name in self._shapes:
             shape = tuple(int(size) for size in self._execution.get_tensor_shape(name))
             if shape[:1] != (self._largest,):
                 raise InputError(f"{file}: output {name!r} has shape {shape}, not one row an image.", "export again.")
-            pinned, memory = self._buffer(name, shape)
-            if name == self._logits:
-                self._answers, self._logits_shape = (pinned, memory), shape[1:]
+            self._answers[name], self._shapes[name] = self._buffer(name, shape), shape[1:]
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
         pinned = self._cuda.pagelocked_empty(shape, np.float32)
@@ -164,18 +168,18 @@ class TensorRTRunner:
         self._must(self._execution.set_tensor_address(name, int(memory)), f"tensor {name!r} gets no memory")
         return pinned, memory
 
-    def _run(self, piece: FloatArray) -> FloatArray:
+    def _run(self, piece: FloatArray, names: list[str]) -> None:
         rows = max(len(piece), self._smallest)  # a short last piece is filled up with zeros
-        (images, images_memory), (answers, answers_memory) = self._images, self._answers
+        images, images_memory = self._images
         images[: len(piece)] = piece
         images[len(piece) : rows] = 0
         self._set_batch(rows)
         self._cuda.memcpy_htod_async(images_memory, images[:rows], self._stream)
         self._must(self._execution.execute_async_v3(self._stream.handle), "the engine does not run")
-        self._cuda.memcpy_dtoh_async(answers[:rows], answers_memory, self._stream)
+        for name in names:
+            answers, answers_memory = self._answers[name]
+            self._cuda.memcpy_dtoh_async(answers[:rows], answers_memory, self._stream)
         self._stream.synchronize()
-        logits: FloatArray = answers[: len(piece)]
-        return logits
 
     def _set_batch(self, rows: int) -> None:
         shape = (rows, *self._input_shape)
@@ -201,8 +205,11 @@ class TensorRTRunner:
                 "end other programs on the GPU, or build with a smaller --batch MIN:OPT:MAX.",
             ) from failed
         if isinstance(failed, self._cuda.Error):
-            raise CannotRunHere(f"{self.name}: CUDA failed: {failed}.", "run `faq-deploy doctor`.") from failed
+            raise self._failed(failed) from failed
         raise failed
+
+    def _failed(self, error: BaseException) -> CannotRunHere:
+        return CannotRunHere(f"{self.name}: CUDA failed: {error}.", "run `faq-deploy doctor`.")
 
     def _must(self, accepted: bool, what: str) -> None:
         if not accepted:
@@ -221,7 +228,7 @@ class TensorRTRunner:
         self._stream = None
         while self._memory:
             self._memory.pop().free()
-        self._images = self._answers = None
+        self._images, self._answers = None, {}
         while self._pinned:
             self._pinned.pop().base.free()
 
@@ -230,13 +237,17 @@ class TensorRTRunner:
         _detach(context)
 
 
-def _load_pycuda() -> ModuleType:
+def _load_cuda() -> ModuleType:
+    """pycuda; the driver itself where it is not installed."""
     try:
         return importlib.import_module("pycuda.driver")
-    except ModuleNotFoundError as error:
-        raise CannotRunHere("running an engine needs pycuda, which is not installed.", "pip install pycuda.") from error
+    except ModuleNotFoundError:
+        return cuda_driver
     except ImportError as error:
-        raise CannotRunHere(f"pycuda does not load: {error}.", "install it again for this CUDA version.") from error
+        raise CannotRunHere(
+            f"pycuda does not load: {error}.",
+            "install it again for this CUDA version, or uninstall it: it is not needed.",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -254,7 +265,7 @@ def _detach(context: Any) -> None:
     pycuda pushes a context to detach it and counts on the driver to pop it. For a primary context the driver does
     not: a context that may be gone would stay current, for PyTorch to stumble over.
     """
-    library = ctypes.CDLL("libcuda.so.1")
+    library = cuda_driver.library()
 
     def now() -> int | None:
         handle = ctypes.c_void_p()

@@ -256,7 +256,7 @@ def _batch_sentence(runner: Runner, images: FloatArray, options: BuildOptions) -
     profile = options.profile
     sizes = sorted({min(size, len(images)) for size in (profile.smallest, profile.best, profile.largest)})
     found = batch_dependence(runner, images, sizes)
-    return "" if found is None else str(found)
+    return "" if found is None else f"{found}."
 
 
 def _compare_codes(

@@ -10,10 +10,9 @@ from engines.engine_manifest import EngineManifest
 from engines.errors import CannotRunHere, FaqError, InputError
 from engines.files import sha256_of
 from engines.host import this_host
-from engines.ort import OrtRunner
+from engines.open_engine import open_engine
 from engines.run_folder import RunFolder
 from engines.runner import Runner
-from engines.tensorrt_runner import open_engine
 from faq_deploy.report_model import Engine
 from faq_deploy.stages import Tally
 
@@ -50,17 +49,14 @@ def engine_stages(run: RunFolder, onnx_path: Path, wanted: Sequence[str] | None)
             rows.append(_not_asked_for(name, folder, onnx_sha256))
             continue
         manifest = engine_manifest.check(folder, onnx_sha256)
-        runner, skipped = _open(folder, manifest.runtime, onnx_sha256)
+        runner, skipped = _open(folder, onnx_sha256)
         tallies.append(Tally(f"engine {name}", "engine", runner, skipped=skipped))
         rows.append(_row(name, manifest, skipped))
     return tallies, rows
 
 
-def _open(folder: Path, runtime: str, onnx_sha256: str) -> tuple[Runner | None, str | None]:
+def _open(folder: Path, onnx_sha256: str) -> tuple[Runner | None, str | None]:
     try:
-        if runtime == "onnxruntime":
-            manifest = engine_manifest.check(folder, onnx_sha256, this_host())
-            return OrtRunner(folder / manifest.file), None
         return open_engine(folder, onnx_sha256), None
     except CannotRunHere as error:
         return None, error.what
@@ -74,6 +70,7 @@ def _row(name: str, manifest: EngineManifest, skipped: str | None) -> Engine:
         seconds=manifest.seconds,
         status="ran" if skipped is None else "skipped",
         note=skipped or " ".join(manifest.notes),
+        plan=manifest.plan,
     )
 
 

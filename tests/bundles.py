@@ -50,9 +50,7 @@ def run_with_samples(folder: Path, count: int = 5, **flags: Any) -> RunFolder:
 
 def manifest_of(files: Mapping[str, bytes], **changes: Any) -> BundleManifest:
     """A manifest that lists these files; `changes` replace some of its fields."""
-    facts = {
-        name: FileFacts(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)) for name, data in files.items()
-    }
+    facts = {name: FileFacts(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)) for name, data in files.items()}
     fields: dict[str, Any] = {
         **{"faq_deploy": VERSION, "run": "r", "target": None, "bits": None, "onnx_sha256": "0" * 64, "images": 1},
         "files": facts,

@@ -51,6 +51,7 @@ class CudaDouble:
         self.pieces: list[FloatArray] = []  # their images
         self.fail: dict[str, Callable[[], object]] = {}  # what to do instead, by the name of a call
         self.next_address = 4096
+        self.stream: int | None = 77  # that work must be put on; None takes any
 
     def during(self, call: str) -> object:
         """Every call of the doubles passes here: the context must be current, and a planned failure happens."""
@@ -232,7 +233,7 @@ class Execution:
         return address in self.double.memory
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert stream == 77
+        assert stream == self.double.stream or (self.double.stream is None and stream)
         if not self.double.during("execute_async_v3"):
             return False
         assert set(self.addresses) == {*self.double.inputs, "extra", "logits"}

@@ -83,9 +83,10 @@ def test_flipped_bit_is_refused_or_changes_nothing(data: st.DataObject) -> None:
         bad[place] ^= data.draw(st.integers(1, 255))
         (folder / "bad.tgz").write_bytes(bad)
         try:
-            assert unpacked(folder / "bad.tgz") == FILES
-        except InputError as error:
-            assert str(folder / "bad.tgz") in error.what
+            found = unpacked(folder / "bad.tgz")
+        except InputError:
+            return
+        assert found == FILES  # such as another time in gzip's own header
 
 
 @settings(max_examples=100)
@@ -176,9 +177,10 @@ def test_second_manifest_is_refused(tmp_path: Path) -> None:
 
 
 def test_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
-    files = {"a": b"x", "a/b": b"y"}
-    bundle = raw_archive(tmp_path / "b.tgz", manifest_of(files), entry("a", b"x"), entry("a/b", b"y"))
-    assert_refused(bundle, tmp_path / "out", "damaged")
+    listed = manifest_of({"a": b"x"}).model_dump(mode="json")
+    listed["files"]["a/b"] = listed["files"]["a"]
+    bundle = raw_archive(tmp_path / "b.tgz", json.dumps(listed).encode(), entry("a", b"x"), entry("a/b", b"x"))
+    assert_refused(bundle, tmp_path / "out", "'a/b' is no name for a file of a bundle")
 
 
 def test_file_that_nobody_listed_is_refused(tmp_path: Path) -> None:
@@ -254,9 +256,7 @@ def test_disk_that_fills_on_the_way_is_a_write_error(
         extract(bundle, tmp_path)
 
 
-def test_half_written_bundle_never_has_its_name(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_written_bundle_never_has_its_name(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(tmp_path.iterdir()), bundle.read_bytes()
 
     def full(*_: object) -> None:

@@ -65,7 +65,6 @@ def test_missing_packages_come_with_their_pip_line(monkeypatch: pytest.MonkeyPat
         "onnxruntime": "pip install onnxruntime",
         "tensorrt": "pip install 'faq-deploy[tensorrt]'",
         "tensorrt-rtx": "pip install 'faq-deploy[rtx]'",
-        "pycuda": "pip install pycuda",
     }
     assert {checks[name].status for name in pip} == {"missing"}
 
@@ -133,6 +132,13 @@ def test_driver_older_than_a_package_is_limited(
     check = gpus(Driver("12.8", (Gpu("NVIDIA A10", 86, 24 << 30),)))["tensorrt"]
     assert check.status == "limited"
     assert check.detail == "11.4, made for CUDA 13, but the driver supports CUDA 12.8"
+
+
+def test_pycuda_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed", lambda module: None)
+    assert doctor._pycuda() == Check("pycuda", "ok", "not installed: engines reach CUDA through the driver itself")
+    monkeypatch.setattr(doctor, "installed", lambda module: "2026.1")
+    assert doctor._pycuda().detail == "2026.1"
 
 
 def test_timing_cache_is_named_with_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

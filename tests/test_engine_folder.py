@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -179,6 +180,14 @@ def test_file_that_changes_during_the_build_is_refused(run: RunFolder, monkeypat
 
 
 @needs_rtx
+def test_message_names_the_users_file_and_not_the_prepared_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = exported_run(tmp_path / "run", input_shape=("N", 3, "H", "W"))
+    monkeypatch.setattr(engine_source, "prepare", lambda model, *arguments: Prepared(copy.deepcopy(model)))
+    (result,) = built(run, [], [86]).values()
+    assert result.reason.startswith(f"{run.path}/model.onnx: input 'input' has shape (-1, 3, -1, -1), dynamic in more")
+
+
+@needs_rtx
 def test_network_with_two_inputs_builds_for_both_runtimes(tmp_path: Path) -> None:
     model = two_inputs(tmp_path / "model.onnx")
     results = build_onnx_file(model, tmp_path / "engines", ["tensorrt-rtx", "onnxruntime"], [86], DEFAULTS, version="1")
@@ -213,6 +222,28 @@ def test_layers_that_the_inspector_told_are_kept_beside_the_engine(
     (run / "engines/tensorrt/model.engine").unlink()
     built(run, ["tensorrt"], [], options)
     assert not (run / "engines/tensorrt/layers.json").exists()  # they were those of the first engine
+
+
+@pytest.mark.parametrize(
+    ("engines", "said"), [(b"aaa", "each time the same file"), (b"aba", "2 different files"), (b"abc", "3 different")]
+)
+def test_rebuilds_say_how_many_engines_differ(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, engines: bytes, said: str
+) -> None:
+    left = list(engines)
+
+    def on_gpu(onnx_path: Path, profile: Profile, output: Path, **settings: object) -> BuiltEngine:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(bytes([left.pop(0)]))
+        gpu = Gpu("NVIDIA A10", 86, 24 << 30)
+        return BuiltEngine(output, "10.13.3.9", 2.0, {"input": profile.shapes((-1, 3, 16, 16))}, (), gpu)
+
+    monkeypatch.setattr(engine_folder, "build_tensorrt", on_gpu)
+    manifest = built(run, ["tensorrt"], [], BuildOptions(rebuilds=3))["tensorrt"].manifest
+    assert manifest is not None
+    assert manifest.notes[0].startswith(f"Built 3 times, {said}")
+    assert (run / "engines/tensorrt/model.engine").read_bytes() == engines[-1:]
+    assert left == []
 
 
 def test_full_disk_ends_the_build_with_nothing_half_written(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,8 @@ def account(model: onnx.ModelProto, floats: Sequence[str] = (), hidden: Sequence
                 "Metadata": "\x1f".join(f"[ONNX Layer: {name}]" for name in names),
             }
         )
-    layers.append({"Name": "in", "LayerType": "Reformat", "Inputs": [], "Outputs": [], "Origin": "QDQ"})
+    taken = [{"Name": "input", "Format/Datatype": ROW_MAJOR}]
+    layers.append({"Name": "in", "LayerType": "Reformat", "Inputs": taken, "Outputs": [], "Origin": "QDQ"})
     layers.append({"Name": "copy", "LayerType": "Reformat", "Inputs": [], "Outputs": [], "Origin": "REFORMAT"})
     return json.dumps({"Layers": layers, "Bindings": ["input", "logits"]})
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from engines.errors import InputError
+from engines.plan_model import EnginePlan, FloatIsland, Share
 from faq_deploy.plots import MOST_RANGES
 from faq_deploy.report import write_html, write_json
 from faq_deploy.report_model import Engine, Epoch, Gate, Layer, Report, Stage, Verdict, headline
@@ -207,6 +208,42 @@ def test_no_table_hides_its_caption_in_what_scrolls(tmp_path: Path) -> None:
     described = re.findall(r'aria-describedby="([^"]+)"', html)
     assert len(described) == 3
     assert all(f'<p class="note" id="{name}">' in html for name in described)
+
+
+def test_what_an_engine_runs_is_told_in_words(tmp_path: Path) -> None:
+    island = FloatIsland(nodes=("one.add",), modules=("one",), reason="Its skip is float.", edit="Quantize it.")
+    predicted = EnginePlan(
+        source="predicted",
+        convolutions=Share(int8=9, all=10),
+        adds=Share(int8=1, all=2),
+        functions=1,
+        pools=2,
+        reformats=3,
+        islands=(island,),
+    )
+    inside = "4 layers inside blocks that the engine does not itemize"
+    engines = [
+        Engine(name="sm86", status="ran", plan=predicted),
+        Engine(name="real", status="ran", plan=EnginePlan(source="inspected", unseen=4)),
+        Engine(name="onnxruntime", status="ran"),
+    ]
+    section = page(tmp_path, report(engines=engines)).split("What the engines run", 1)[1].split("</section>")[0]
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in section.split("<tbody>")[1].split("</tr>")[:-1]]
+    assert rows == [
+        ["sm86", "predicted", "9 of 10", "0 of 0", "1 of 2", "0 of 0", "3", "3", f"one: {island.reason} {island.edit}"],
+        [
+            "real",
+            "inspected",
+            "0 of 0",
+            "0 of 0",
+            "0 of 0",
+            "0 of 0",
+            "0",
+            "0",
+            f"nothing that the engine names<br>{inside}",
+        ],
+    ]
+    assert "What the engines run" not in page(tmp_path, report(engines=engines[2:]))
 
 
 def test_same_report_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import onnx
 import pytest
 
 from engines import onnx_facts, tensorrt, tensorrt_config
 from engines.build_options import Hardware
-from engines.errors import CannotRunHere, InputError
+from engines.engine_plan import inspected
+from engines.errors import CannotRunHere, InputError, WriteError
 from engines.host import Driver, Gpu
 from engines.profile import DEFAULT_PROFILE, Profile
 from engines.tensorrt import build_rtx, build_tensorrt, check_signed, check_sm
@@ -90,6 +94,20 @@ class TestRtx:
         assert "GEMM" not in str(caught.value)
         assert "dynamic in more than its batch" in caught.value.what
         assert build_rtx(model, 75, Profile(), tmp_path / "model.engine").warnings == ()
+
+    def test_full_disk_leaves_no_half_an_engine(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(path: Path, data: bytes) -> int:
+            with path.open("wb") as file:
+                file.write(data[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(WriteError, match=r"model\.engine could not be written: No space left on device") as caught:
+            build_rtx(model, 86, Profile(), tmp_path / "model.engine")
+        assert caught.value.exit_code == 2
+        assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
     def test_unknown_architecture_lists_the_known_ones(self) -> None:
         with pytest.raises(InputError, match="SM 999 is unknown") as caught:
@@ -210,6 +228,26 @@ class TestTensorRT:
             build_tensorrt(model, Profile(), tmp_path / "model.engine")
         assert caught.value.exit_code == 3
         assert "tensorrt-rtx" in caught.value.remedy
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("hardware", ["exact", "same-cc"])
+def test_real_engine_tells_its_layers_and_keeps_its_timings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: Hardware
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = classifier(tmp_path / "model.onnx")
+    try:
+        built = build_tensorrt(model, Profile(), tmp_path / "model.engine", hardware=hardware)
+    except CannotRunHere as error:
+        pytest.skip(error.what)
+    assert built.gpu is not None
+    assert built.notes == ()
+    assert built.layers is not None
+    assert inspected(built.layers, onnx.load(model)).source == "inspected"
+    assert timings_file(built.gpu, built.version).stat().st_size > 0
+    again = build_tensorrt(model, Profile(), tmp_path / "model.engine", hardware=hardware)
+    assert again.notes == ()  # the timings fitted
 
 
 @pytest.mark.parametrize("zero_point", [np.uint8(128), np.uint8(0)])

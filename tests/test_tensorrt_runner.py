@@ -6,7 +6,6 @@ The first part runs on stand-ins for pycuda and TensorRT; what is marked `gpu` r
 from __future__ import annotations
 
 import concurrent.futures
-import ctypes
 import gc
 import sys
 import time
@@ -19,13 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engines import tensorrt_package, tensorrt_runner
+from engines import cuda_driver, tensorrt_package, tensorrt_runner
 from engines.build import build_onnx_file
+from engines.build_options import BuildOptions
 from engines.errors import CannotRunHere, InputError
 from engines.host import Gpu
+from engines.open_engine import open_engine
 from engines.ort import OrtRunner
 from engines.profile import Profile
-from engines.tensorrt_runner import TensorRTRunner, open_engine
+from engines.tensorrt_runner import TensorRTRunner
 from tests.cuda_double import CudaDouble, CudaError, CudaMemoryError
 from tests.engine_nets import classifier
 
@@ -236,22 +237,6 @@ def test_engine_with_two_inputs_is_refused(install: Install) -> None:
     assert _nothing_left(double)
 
 
-def test_missing_pycuda_says_what_to_install(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = install(CudaDouble())
-    monkeypatch.setitem(sys.modules, "pycuda", None)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(CannotRunHere, match="needs pycuda, which is not installed") as caught:
-        TensorRTRunner(engine)
-    assert caught.value.remedy == "pip install pycuda."
-
-
-def test_onnxruntime_folder_is_not_opened_as_an_engine(tmp_path: Path) -> None:
-    model = classifier(tmp_path / "model.onnx")
-    build_onnx_file(model, tmp_path / "engines", ["onnxruntime"], [], Profile(), version="0.1.0")
-    with pytest.raises(InputError, match="is an onnxruntime engine"):
-        open_engine(tmp_path / "engines" / "onnxruntime")
-
-
 @pytest.mark.parametrize("pushes", [True, False], ids=["pycuda leaves its push", "pycuda cleans up"])
 def test_letting_go_of_the_context_leaves_the_stack_as_it_was(monkeypatch: pytest.MonkeyPatch, pushes: bool) -> None:
     stack = [5]  # another library's context
@@ -265,16 +250,15 @@ def test_letting_go_of_the_context_leaves_the_stack_as_it_was(monkeypatch: pytes
         return 0
 
     library = SimpleNamespace(cuCtxGetCurrent=get_current, cuCtxPopCurrent_v2=pop)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(cuda_driver, "library", lambda: library)
     tensorrt_runner._detach(SimpleNamespace(detach=lambda: stack.append(7) if pushes else None))
     assert stack == [5]
 
 
 @pytest.mark.gpu
 def test_real_engine_gives_the_logits_of_onnxruntime(tmp_path: Path) -> None:
-    pytest.importorskip("pycuda.driver", reason="pycuda is not installed")
     model = classifier(tmp_path / "model.onnx")
-    (result,) = build_onnx_file(model, tmp_path, ["tensorrt"], [], Profile(2, 4, 8), version="0.1.0")
+    (result,) = build_onnx_file(model, tmp_path, ["tensorrt"], [], BuildOptions(Profile(2, 4, 8)), version="0.1.0")
     if result.status == "unavailable":
         pytest.skip(result.reason)
     assert result.status == "built", result.reason

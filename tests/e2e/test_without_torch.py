@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.dockerfile import ROOT, Image, built
+from tests.e2e.conftest import Call
 
 pytestmark = pytest.mark.xdist_group("digits")
 
@@ -98,6 +99,29 @@ print(zlib.crc32(OrtRunner(Path(sys.argv[1]))(images).tobytes()))
     assert there.returncode == 0, there.stderr
     here = [sys.executable, str(image.path("run.py")), str(exported / "model.onnx")]
     assert there.stdout == subprocess.run(here, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+@pytest.fixture(scope="module")
+def bundle(image: Image, call: Call, exported: Path) -> str:
+    """A bundle in the container's working folder, by the name it has there."""
+    result = call("bundle", exported, "-o", image.path("digits.tgz"))
+    assert result.exit_code == 0, result.output
+    return "digits.tgz"
+
+
+def test_verify_needs_no_torch(image: Image, bundle: str) -> None:
+    done = image.run("verify", bundle, "--runtime", "onnxruntime", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["file"]["images"], said["file"]["first"], said["engines"][0]["status"]) == (32, None, "identical")
+    assert said["engines"][0]["logits"] == {"images": 32, "differing": 0, "largest_difference": 0.0, "flips": 0}
+
+
+def test_eval_of_a_bundle_needs_no_torch(image: Image, bundle: str) -> None:
+    done = image.run("eval", "--bundle", bundle, "--engine", "onnxruntime", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["images"], said["exit_code"], said["engines"][0]["parity"]["flips"]) == (32, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""Engines that show the codes inside the net."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from engines.code_engine import TensorRTCodeRunner, open_code_engine, with_code_outputs
+from engines.errors import CannotRunHere, InputError
+from engines.host import this_host
+from engines.ort import OrtRunner
+from engines.profile import Profile
+from engines.reference import ReferenceRunner
+from engines.tensorrt import build_rtx
+from tests.engine_nets import needs_rtx
+from tests.onnx_nets import around, images, residual_net, saved
+
+
+def test_onnxruntime_shows_the_codes_of_the_reference(tmp_path: Path) -> None:
+    path = saved(residual_net("tensorrt", 0), tmp_path)
+    found, expected = open_code_engine(path, "onnxruntime").codes(images(0, 3, 33)), ReferenceRunner(path)
+    for name, codes in expected.codes(images(0, 3, 33)).items():
+        assert np.array_equal(found[name], codes), name
+
+
+def test_shown_values_are_the_codes_times_their_step(tmp_path: Path) -> None:
+    model = residual_net("tensorrt", 0)
+    marked, steps = with_code_outputs(model)
+    assert len(model.graph.output) == 1
+    path, plain = tmp_path / "marked.onnx", saved(model, tmp_path)
+    onnx.save(marked, path)
+    batch = images(1, 2, 33)
+    session = OrtRunner(path, oracle=True)._plain_session
+    assert session is not None
+    values = session.run([f"{name}.shown" for name in steps], {"input": batch})
+    codes = ReferenceRunner(plain).codes(batch)
+    assert set(steps) == codes.keys() - {"logits"}
+    for (name, step), shown in zip(steps.items(), values, strict=True):
+        assert np.array_equal(shown / np.float32(step), codes[name]), name
+
+
+def test_codes_that_nothing_reads_are_refused() -> None:
+    model = around([onnx.helper.make_node("Relu", ["x.values"], ["y"])], {}, (1, 2, 2))
+    last = model.graph.node[-1]
+    last.input[0] = "x.codes"
+    with pytest.raises(InputError, match=r"y\.codes is read by no DequantizeLinear"):
+        with_code_outputs(model)
+
+
+@needs_rtx
+def test_engine_with_its_codes_as_outputs_builds_ahead_of_time(tmp_path: Path) -> None:
+    marked, _ = with_code_outputs(residual_net("tensorrt", 0))
+    built = build_rtx(saved(marked, tmp_path), 86, Profile(), tmp_path / "model.engine")
+    assert built.path.stat().st_size > 10_000
+
+
+@pytest.mark.skipif(this_host().gpu is not None, reason="there is a GPU here: tests/gpu runs the engine")
+def test_without_a_gpu_the_sentence_says_so(tmp_path: Path) -> None:
+    with pytest.raises((CannotRunHere, InputError)):
+        TensorRTCodeRunner(saved(residual_net("tensorrt", 0), tmp_path), "tensorrt")
