@@ -82,7 +82,7 @@ def measure(network: str, bits: int, images: Path, folder: Path) -> Measured:
         folder: an empty one to work in.
     """
     from engines.build import build_engines
-    from engines.profile import Profile
+    from engines.build_options import BuildOptions
     from engines.run_folder import RunFolder
     from faq_deploy import __version__, verbs
     from faq_deploy.evaluate import EvalOptions
@@ -100,7 +100,7 @@ def measure(network: str, bits: int, images: Path, folder: Path) -> Measured:
         exported = verbs.export_verb(run, _COMPARED, _say)
     peak = peak_mib()
     with _timed(seconds, "build"):
-        engines = build_engines(run, ["tensorrt-rtx"], SMS, Profile(), version=__version__)
+        engines = build_engines(run, ["tensorrt-rtx"], SMS, BuildOptions(), version=__version__)
     with _timed(seconds, "eval"):
         limits = EvalOptions(
             batch_size=_EVALUATED, code_images=_EVALUATED, reference_images=_EVALUATED, limits=Limits(allow_skip=True)

@@ -11,6 +11,7 @@ from engines.errors import CannotRunHere, FaqError, InputError
 from engines.files import sha256_of
 from engines.host import this_host
 from engines.open_engine import open_engine
+from engines.profile import DEFAULT_PROFILE
 from engines.run_folder import RunFolder
 from engines.runner import Runner
 from faq_deploy.report_model import Engine
@@ -50,7 +51,8 @@ def engine_stages(run: RunFolder, onnx_path: Path, wanted: Sequence[str] | None)
             continue
         manifest = engine_manifest.check(folder, onnx_sha256)
         runner, skipped = _open(folder, onnx_sha256)
-        tallies.append(Tally(f"engine {name}", "engine", runner, skipped=skipped))
+        sizes = _sizes(manifest)
+        tallies.append(Tally(f"engine {name}", "engine", runner, batches=sizes, skipped=skipped))
         rows.append(_row(name, manifest, skipped))
     return tallies, rows
 
@@ -60,6 +62,13 @@ def _open(folder: Path, onnx_sha256: str) -> tuple[Runner | None, str | None]:
         return open_engine(folder, onnx_sha256), None
     except CannotRunHere as error:
         return None, error.what
+
+
+def _sizes(manifest: EngineManifest) -> tuple[int, ...]:
+    """The best and the largest batch of an engine's profile; onnxruntime takes any."""
+    for _, best, largest in manifest.profile.values():
+        return (best[0], largest[0])
+    return (DEFAULT_PROFILE.best, DEFAULT_PROFILE.largest)
 
 
 def _row(name: str, manifest: EngineManifest, skipped: str | None) -> Engine:

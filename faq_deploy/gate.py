@@ -71,6 +71,16 @@ def _against_quantized(stage: Stage, quantized: Stage, limits: Limits) -> list[G
             detail="images whose top-1 differs from PyTorch quantized",
         )
     ]
+    if stage.batch_dependent_logits is not None:
+        gates.append(
+            Gate(
+                name=f"batch invariance: {stage.name}",
+                limit=0,
+                value=stage.batch_dependent_logits,
+                passed=stage.batch_dependent_logits == 0,
+                detail="logits of an image that depend on the batch it comes in",
+            )
+        )
     if same_images:  # a stage that saw fewer images has another top-1 for that reason alone
         gates.insert(
             0,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from engines.invariance import BatchDependence, batch_dependence
 from engines.parity import compare_logits, top1, topk
 from engines.runner import CodeRunner, FloatArray, Runner
 from faq_deploy.agreement import CodeCount, images_at_once, torch_codes
@@ -20,6 +21,7 @@ from faq_deploy.stored_net import StoredNet
 __all__ = ["StageKind", "Tally", "TorchRunner", "compare_codes", "is_code_runner"]
 
 IntArray = npt.NDArray[np.int64]
+_IMAGES_IN_BATCHES: Final = 4
 StageKind = Literal["float", "quantized", "reference", "onnxruntime", "engine"]
 
 
@@ -60,6 +62,7 @@ class Tally:
     kind: StageKind
     runner: Runner | None
     limit: int | None = None  # images that this stage runs at most
+    batches: Sequence[int] = ()  # sizes in which an image must get the logits that it gets alone
     skipped: str | None = None
     images: int = 0
     right: int = 0
@@ -69,6 +72,8 @@ class Tally:
     largest: float = 0.0
     seconds: float = 0.0
     codes: CodeCount = field(default_factory=CodeCount)
+    batch_dependence: BatchDependence | None = None
+    batches_tried: bool = False
 
     def run(self, images: FloatArray, labels: IntArray, wanted: FloatArray | None) -> FloatArray:
         """Run a batch (cut to the limit) and count.
@@ -107,6 +112,13 @@ class Tally:
         runner: CodeRunner = self.runner  # type: ignore[assignment]
         self.codes.add(wanted, runner.codes(images))
 
+    def try_batches(self, images: FloatArray) -> None:
+        """See, on a few images, whether an image's logits depend on the batch that it comes in."""
+        if self.runner is None or not self.batches or self.batches_tried or not len(images):
+            return
+        self.batch_dependence = batch_dependence(self.runner, images[:_IMAGES_IN_BATCHES], self.batches)
+        self.batches_tried = True
+
     def stage(self) -> Stage:
         """The totals as a row of the report."""
         if self.skipped is not None or self.images == 0:
@@ -124,7 +136,12 @@ class Tally:
             codes_compared=self.codes.compared or None,
             max_logit_difference=self.largest if against or self.kind == "float" else 0.0,
             images_per_second=self.images / self.seconds if self.seconds else None,
+            batch_dependent_logits=_dependent(self.batch_dependence) if self.batches_tried else None,
         )
+
+
+def _dependent(found: BatchDependence | None) -> int:
+    return 0 if found is None else found.values
 
 
 def compare_codes(stored: StoredNet, images: FloatArray, shares: Sequence[tuple[Tally, int]]) -> None:

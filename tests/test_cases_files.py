@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from engines import onnx_facts
 from engines.build import build_onnx_file
+from engines.build_options import BuildOptions
 from engines.errors import InputError
 from engines.lint import Finding, lint
 from engines.ort import OrtRunner
-from engines.profile import Profile
 from engines.qdq_graph import load_model
 from faq_deploy.certificate import certificate
 from tests.case_checks import agreeing, all_levels, codes_at_all_levels
@@ -138,7 +138,7 @@ def test_weights_apart_are_followed_from_anywhere_and_go_into_the_engine(
     assert lint(load_model(path)) == lint(load_model(whole))
     facts = onnx_facts.read(path)
     assert len(facts.data) == (1 if location else len(onnx.load(whole).graph.initializer))
-    (result,) = build_onnx_file(path, tmp_path / "engines", ["onnxruntime"], (), Profile(), version="1")
+    (result,) = build_onnx_file(path, tmp_path / "engines", ["onnxruntime"], (), BuildOptions(), version="1")
     assert (result.status, result.reason) == ("built", "")
     assert result.manifest is not None
     assert result.manifest.onnx_sha256 == facts.sha256
@@ -149,7 +149,7 @@ def test_weights_apart_are_followed_from_anywhere_and_go_into_the_engine(
 
 def test_an_engine_is_built_again_when_only_the_weights_changed(apart: Path, tmp_path: Path) -> None:
     def status() -> str:
-        (result,) = build_onnx_file(apart, tmp_path / "engines", ["onnxruntime"], (), Profile(), version="1")
+        (result,) = build_onnx_file(apart, tmp_path / "engines", ["onnxruntime"], (), BuildOptions(), version="1")
         return result.status
 
     assert [status(), status()] == ["built", "kept"]
@@ -215,7 +215,7 @@ def test_weights_that_are_missing_cut_or_outside_are_refused_by_their_file(
         assert said in caught.value.what
         assert caught.value.exit_code == 2
     with pytest.raises(InputError):
-        build_onnx_file(apart, tmp_path / "engines", ["onnxruntime"], (), Profile(), version="1")
+        build_onnx_file(apart, tmp_path / "engines", ["onnxruntime"], (), BuildOptions(), version="1")
     assert not (tmp_path / "engines").exists()
 
 

@@ -52,7 +52,7 @@ class DriverDouble(CudaDouble):
         self.stream = None
 
     @property
-    def stack(self) -> list[str]:  # type: ignore[override]
+    def stack(self) -> list[str]:
         """The compiled driver's own."""
         return ["primary"] * self.counts()["current"]
 

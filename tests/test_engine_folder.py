@@ -241,7 +241,7 @@ def test_rebuilds_say_how_many_engines_differ(
     monkeypatch.setattr(engine_folder, "build_tensorrt", on_gpu)
     manifest = built(run, ["tensorrt"], [], BuildOptions(rebuilds=3))["tensorrt"].manifest
     assert manifest is not None
-    assert manifest.notes[0].startswith(f"Built 3 times, {said}")
+    assert manifest.notes[0].startswith(f"Built 3 times: {said}")
     assert (run / "engines/tensorrt/model.engine").read_bytes() == engines[-1:]
     assert left == []
 
