@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -123,21 +123,8 @@ def evaluate(
     stages = [t.stage() for t in (floating, quantized, *others)]
     gates, verdict = judge(stages, options.limits)
     curve, lost = _curve(loaded.run)
-    warnings = bad.warnings() + lost
-    warnings += [
-        f"{t.name}: {t.codes.differing} of {t.codes.compared} codes differ, first in {t.codes.first}"
-        for t in others
-        if t.codes.differing
-    ]
     facts = loaded.quantized.facts
-    if curve or facts.epoch:
-        which = "The weights are the calibrated ones: every epoch of fine-tuning was worse."
-        if facts.epoch:
-            which = f"The weights are those of the {facts.kept} epoch ({facts.epoch})."
-        verdict = verdict.model_copy(update={"sentences": [*verdict.sentences, which]})
-    if in_float:
-        said = "Parts of the net are kept in float, so codes that differ are reported and not judged."
-        verdict = verdict.model_copy(update={"sentences": [*verdict.sentences, said]})
+    verdict = verdict.model_copy(update={"sentences": [*verdict.sentences, *_about(facts, curve, in_float)]})
     return Report(
         faq_deploy=__version__,
         created=datetime.now(timezone.utc).replace(microsecond=0),
@@ -154,9 +141,28 @@ def evaluate(
         layers=_layers(loaded.quantized),
         training=curve,
         engines=engines,
-        warnings=warnings,
+        warnings=[*bad.warnings(), *lost, *_differences(others)],
         versions=engine_versions(),
     )
+
+
+def _about(facts: NetFacts, curve: Sequence[Epoch], in_float: bool) -> Iterator[str]:
+    """What a reader of the verdict should know of the net."""
+    if curve or facts.epoch:
+        calibrated = "The weights are the calibrated ones: every epoch of fine-tuning was worse."
+        yield f"The weights are those of the {facts.kept} epoch ({facts.epoch})." if facts.epoch else calibrated
+    if in_float:
+        yield "Parts of the net are kept in float, so codes that differ are reported and not judged."
+
+
+def _differences(stages: Sequence[Tally]) -> Iterator[str]:
+    """Where a stage's integers are others, or depend on the batch."""
+    for tally in stages:
+        if tally.codes.differing:
+            count = f"{tally.codes.differing} of {tally.codes.compared}"
+            yield f"{tally.name}: {count} codes differ, first in {tally.codes.first}"
+        if tally.batch_dependence is not None:
+            yield f"{tally.name}: {tally.batch_dependence}"
 
 
 def _run_batch(

@@ -76,3 +76,15 @@ def test_stage_with_fewer_images_is_not_judged_by_its_accuracy() -> None:
     gates, verdict = judge([FLOAT, QUANTIZED, stage("reference", 80.0, images=10), ENGINE], Limits())
     assert verdict.passed
     assert [g.name for g in gates] == ["flips: reference", "accuracy drop: engine", "flips: engine"]
+
+
+def test_engine_whose_logits_depend_on_the_batch_fails() -> None:
+    told = stage("engine", 89.5).model_copy(update={"batch_dependent_logits": 0})
+    gates, verdict = judge([FLOAT, QUANTIZED, told], Limits())
+    assert [g.name for g in gates] == ["accuracy drop: engine", "flips: engine", "batch invariance: engine"]
+    assert verdict.exit_code == 0
+    _, verdict = judge([FLOAT, QUANTIZED, told.model_copy(update={"batch_dependent_logits": 3})], Limits())
+    assert verdict.exit_code == 1
+    assert verdict.sentences[0] == (
+        "batch invariance: engine is 3, the limit is 0 (logits of an image that depend on the batch it comes in)."
+    )

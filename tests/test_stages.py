@@ -100,3 +100,26 @@ def test_the_first_tensor_that_differs_is_kept() -> None:
     count.add({"a.codes": a, "b.codes": b}, {"a.codes": a, "b.codes": b + 1})
     count.add({"a.codes": a, "b.codes": b}, {"a.codes": a * 2, "b.codes": b})
     assert count == CodeCount(30, 9, "b")
+
+
+def test_batches_are_tried_once_and_what_depends_on_them_is_counted(stored: StoredNet) -> None:
+    class Drifts(Recorder):
+        def __call__(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            logits = super().__call__(batch).copy()
+            if len(batch) == 3:
+                logits[1, :2] += 1
+            return logits
+
+    data = images(6).numpy()
+    labels = np.zeros(6, np.int64)
+    for runner, sizes, wanted in (
+        (Drifts(stored), (2, 3), 2),
+        (Drifts(stored), (2, 4), 0),
+        (Recorder(stored), (2, 3), 0),
+        (Recorder(stored), (), None),
+    ):
+        engine = Tally("some engine", "engine", runner, batches=sizes)
+        engine.run(data, labels, None)
+        engine.try_batches(data)
+        engine.try_batches(data[:0])
+        assert engine.stage().batch_dependent_logits == wanted
