@@ -19,20 +19,20 @@ from engines.bundle_samples import pixels_of_run, write_samples
 from engines.errors import InputError
 from engines.external_data import data_files, sha256_with_data
 from engines.files import sha256_of
+from engines.onnx_metadata import holds_float_weights, metadata_of
 from engines.pack_wheel import pack_wheel
 from engines.preprocess import Preprocessing
 from engines.profile import DEFAULT_PROFILE
 from engines.qdq_graph import QdqGraph, load_model, read_graph
 from engines.run_folder import RunFolder
 
-__all__ = ["BUILD", "CLASSES", "MODEL", "PREPROCESSING", "Bundle", "keeps_float_weights", "metadata_of", "write_bundle"]
+__all__ = ["BUILD", "CLASSES", "MODEL", "PREPROCESSING", "Bundle", "write_bundle"]
 
 MODEL: Final = "model.onnx"
 BUILD: Final = "build.json"
 PREPROCESSING: Final = "preprocessing.json"
 CLASSES: Final = "classes.json"
 
-_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _PACKAGES: Final = ("onnx", "onnxruntime", "numpy", "Pillow")
 _RECIPE: Final[Mapping[str, object]] = {
     "command": "faq-deploy build model.onnx",
@@ -135,24 +135,6 @@ def write_bundle(
     return Bundle(output, output.stat().st_size, manifest)
 
 
-def metadata_of(model: onnx.ModelProto) -> dict[str, object]:
-    """What export wrote into the file, by its name without `faq_deploy.`; entries of others are left out."""
-    found: dict[str, object] = {}
-    for entry in model.metadata_props:
-        if entry.key.startswith("faq_deploy."):
-            try:
-                found[entry.key.removeprefix("faq_deploy.")] = json.loads(entry.value)
-            except ValueError:
-                continue  # not what export writes: no fact
-    return found
-
-
-def keeps_float_weights(graph: QdqGraph) -> bool:
-    """Whether a layer was left in float: behind it runtimes may round, each in its own way."""
-    held = {tensor.name for tensor in graph.model.graph.initializer}
-    return any(n.op_type in _WEIGHTED and not held.isdisjoint(n.input[:2]) for n in graph.nodes)
-
-
 def _write_model(model: Path, output: Path) -> None:
     """A copy that needs no other file; byte for byte where it needed none before."""
     if not data_files(onnx.load(model, load_external_data=False), model):
@@ -188,7 +170,7 @@ def _manifest(
         target=target if isinstance(target, str) else None,
         bits=bits if isinstance(bits, int) else None,
         onnx_sha256=sha256_with_data(model, data_files(onnx.load(model, load_external_data=False), model)),
-        float_parts=keeps_float_weights(graph),
+        float_parts=holds_float_weights(graph),
         images=images,
         certificate=summary(certificate) if isinstance(certificate, dict) else None,
         versions={"faq-deploy": tool_version, **_versions()},

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import onnx
 
@@ -13,6 +14,8 @@ from engines.errors import InputError
 from engines.files import sha256_of
 
 __all__ = ["data_files", "sha256_with_data"]
+
+_FOUR_BITS: Final = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
 
 
 def data_files(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
@@ -81,6 +84,9 @@ def _end(tensor: onnx.TensorProto, entries: dict[str, str]) -> int:
     """The last byte of a tensor in its file."""
     start = entries.get("offset", "0")
     length = entries.get("length", "")
-    item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    whole = math.prod(tensor.dims) * item
+    count = math.prod(tensor.dims)
+    if tensor.data_type in _FOUR_BITS:
+        whole = -(-count // 2)
+    else:
+        whole = count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     return (int(start) if start.isdigit() else 0) + (int(length) if length.isdigit() else whole)

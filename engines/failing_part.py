@@ -11,7 +11,7 @@ import onnx
 
 from engines.engine_source import EngineSource, temporary_onnx
 from engines.files import atomic_path
-from engines.predicted_plan import modules_of
+from engines.onnx_metadata import modules_of
 from engines.qdq_graph import label
 from engines.reduce import reduce
 from engines.tensorrt import BuilderRefusal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -12,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from engines.errors import InputError
+from engines.onnx_metadata import modules_of
 from engines.qdq_graph import Constant, label, opset
 from engines.tensor_kinds import element_type, sizes, tensor_kinds
 
@@ -25,12 +25,7 @@ _OPSET: Final = 13  # the axes of Unsqueeze and ReduceSum became inputs there
 
 def layer_name(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
     """How messages name a node: with the module it came from, where the file says so."""
-    modules = next((entry.value for entry in model.metadata_props if entry.key == "faq_deploy.modules"), None)
-    try:
-        names = json.loads(modules) if modules is not None else {}
-    except ValueError:  # another tool's, or damaged: the node's own name will do
-        names = {}
-    module = names.get(node.name) if isinstance(names, dict) else None
+    module = modules_of(model).get(node.name)
     return f"{label(node)} (module {module})" if module else label(node)
 
 

@@ -11,8 +11,9 @@ from typing import Final
 import onnx
 
 from engines.errors import InputError
+from engines.onnx_metadata import modules_of
 from engines.plan_model import EnginePlan, FloatIsland, Share
-from engines.predicted_plan import fates, modules_of, predict
+from engines.predicted_plan import fates, predict
 from engines.qdq_graph import read_graph
 
 __all__ = ["inspected"]

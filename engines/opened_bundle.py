@@ -8,19 +8,24 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+import onnx
 from pydantic import ValidationError
 
-from engines.bundle import CLASSES, MODEL, PREPROCESSING, metadata_of
+from engines.bundle import CLASSES, MODEL, PREPROCESSING
 from engines.bundle_archive import extract
 from engines.bundle_manifest import BundleManifest
 from engines.bundle_samples import Samples, load_samples
-from engines.errors import InputError
+from engines.errors import InputError, WriteError
+from engines.onnx_metadata import metadata_of
 from engines.preprocess import Preprocessing, normalize
 from engines.qdq_graph import QdqGraph, load_model, read_graph
 from engines.runner import FloatArray
 
 __all__ = ["OpenedBundle", "opened"]
+
+_REASON: Final = 160  # characters of another package's message: the first ones name the node
 
 
 @dataclass(frozen=True)
@@ -74,15 +79,28 @@ def opened(bundle: Path) -> Iterator[OpenedBundle]:
     with tempfile.TemporaryDirectory(prefix="faq-deploy-") as name:
         folder = Path(name)
         manifest = extract(bundle, folder)
-        yield _read(bundle, folder, manifest)
+        with _named(bundle, folder):
+            yield _read(bundle, folder, manifest)
+
+
+@contextlib.contextmanager
+def _named(bundle: Path, folder: Path) -> Iterator[None]:
+    """Messages name the bundle, rather than a temporary folder that is gone when they are read."""
+    try:
+        yield
+    except WriteError:
+        raise  # where there is no room, that folder is the point
+    except InputError as error:
+        if f"{folder}/" not in error.what:
+            raise
+        raise InputError(f"{bundle}: {error.what.replace(f'{folder}/', '')}", error.remedy) from error
 
 
 def _read(bundle: Path, folder: Path, manifest: BundleManifest) -> OpenedBundle:
     lacking = [name for name in (MODEL, PREPROCESSING, CLASSES) if name not in manifest.files]
     if lacking:
         raise InputError(f"{bundle} holds no {lacking[0]}.", "write it again with `faq-deploy bundle`.")
-    graph = read_graph(load_model(folder / MODEL))
-    said = metadata_of(graph.model)
+    graph, said = _graph(bundle, folder / MODEL)
     preprocessing = _preprocessing(bundle, folder / PREPROCESSING)
     if preprocessing.model_dump(mode="json") != said.get("preprocessing"):
         raise InputError(
@@ -106,6 +124,22 @@ def _read(bundle: Path, folder: Path, manifest: BundleManifest) -> OpenedBundle:
         classes=_classes(bundle, folder / CLASSES),
         samples=samples,
     )
+
+
+def _graph(bundle: Path, path: Path) -> tuple[QdqGraph, dict[str, object]]:
+    """The model and its metadata; a manifest that was signed again may vouch for a file that no runtime should see."""
+    try:
+        model = load_model(path)  # first: it follows no path out of the folder
+        onnx.checker.check_model(str(path), full_check=True)
+        return read_graph(model), metadata_of(model)
+    except InputError:
+        raise
+    except Exception as error:  # what is wrong decides who stumbles: the checker, protobuf or NumPy
+        reason = " ".join(str(error).split())[:_REASON].rstrip(". ")
+        raise InputError(
+            f"{bundle}: {path.name} is not an ONNX file that can be run ({reason}).",
+            "write the bundle again with `faq-deploy bundle`.",
+        ) from error
 
 
 def _preprocessing(bundle: Path, path: Path) -> Preprocessing:

@@ -15,6 +15,7 @@ import onnx
 from engines.batch import native_batch
 from engines.errors import CannotRunHere, InputError
 from engines.int4_storage import unpack_int4
+from engines.onnx_metadata import holds_float_weights
 from engines.parity import logit_bits
 from engines.qdq_graph import constant, label, load_model, read_graph, zero_points
 from engines.runner import FloatArray
@@ -109,7 +110,8 @@ class OrtRunner:
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         # between DequantizeLinear and QuantizeLinear onnxruntime would quantize float weights by a rule of its own
-        disabled = [_QUANTIZES_WEIGHTS] if self._holds_float_weights() else []
+        in_float = bool(self.code_names) and holds_float_weights(self._graph)
+        disabled = [_QUANTIZES_WEIGHTS] if in_float else []
         # weights stored in 4 bits would keep onnxruntime from its INT8 kernels
         in_memory = bool(extra) or self._is_packed
         source = self._with_outputs(extra).SerializeToString() if in_memory else str(self._path)
@@ -122,12 +124,6 @@ class OrtRunner:
                 f"{self._path} is refused by onnxruntime {onnxruntime.__version__}: {_one_line(error)}.",
                 "export the model again, or upgrade onnxruntime if the file is newer than it.",
             ) from error
-
-    def _holds_float_weights(self) -> bool:
-        """Whether a part of a quantized net was kept in float."""
-        constants = {tensor.name for tensor in self._graph.model.graph.initializer}
-        weighted = (node for node in self._graph.nodes if node.op_type in {"Conv", "ConvTranspose", "Gemm"})
-        return bool(self.code_names) and any(node.input[1] in constants for node in weighted)
 
     def _with_outputs(self, names: Sequence[str]) -> onnx.ModelProto:
         """A copy of the model in which these tensors are outputs too; the file stays as it is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -12,10 +11,11 @@ import onnx
 from engines.lint_kernels import without_kernel
 from engines.lint_layers import float_skip_input, one_sided_layer, transposed_weight, unequal_concat_scales
 from engines.lint_view import FUNCTIONS, grids, is_weight, lone_codes
+from engines.onnx_metadata import modules_of
 from engines.plan_model import EnginePlan, FloatIsland, Share
 from engines.qdq_graph import QdqGraph, label, read_graph
 
-__all__ = ["LAYERS", "LayerFate", "fates", "modules_of", "predict"]
+__all__ = ["LAYERS", "LayerFate", "fates", "predict"]
 
 LAYERS: Final[Mapping[str, Literal["convolutions", "linears"]]] = {
     "Conv": "convolutions",
@@ -108,18 +108,6 @@ def fates(graph: QdqGraph) -> Iterator[LayerFate]:
         if fate.trouble is None:
             in_int8.update(node.output)
         yield fate
-
-
-def modules_of(model: onnx.ModelProto) -> dict[str, str]:
-    """Module path in the user's model by ONNX node name; empty for other tools' files."""
-    for entry in model.metadata_props:
-        if entry.key == "faq_deploy.modules":
-            try:
-                found = json.loads(entry.value)
-            except ValueError:
-                return {}
-            return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
-    return {}
 
 
 def _layer(

@@ -18,8 +18,9 @@ from engines import engine_manifest
 from engines.engine_manifest import EngineManifest
 from engines.errors import InputError, WriteError
 from engines.int4_storage import unpack_int4
+from engines.onnx_metadata import holds_float_weights
 from engines.profile import DEFAULT_PROFILE, Profile
-from engines.qdq_graph import load_model
+from engines.qdq_graph import load_model, read_graph
 from engines.run_folder import RunFolder
 from engines.triton_config import ServedModel, Tensor, model_config
 from engines.triton_readme import client_notes
@@ -39,7 +40,6 @@ _TYPES: Final[dict[int, str]] = {
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.UINT8: "TYPE_UINT8",
 }
-_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _served(name: str, stored: onnx.ModelProto, source: _Source, classes: Sequen
         outputs=tuple(Tensor(t.name, t.type, t.dims[cut:], _LABELS if t.name in labelled else "") for t in outputs),
         best_batch=source.profile.best if batched else 0,
         largest_batch=source.profile.largest if batched else 0,
-        optimized=source.backend == "tensorrt" or not _holds_float_weights(stored),
+        optimized=source.backend == "tensorrt" or not holds_float_weights(read_graph(stored)),
     )
 
 
@@ -150,12 +150,6 @@ def _tensor(value: onnx.ValueInfoProto, path: Path) -> Tensor:
         )
     dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
     return Tensor(value.name, _TYPES[kind.elem_type], dims)
-
-
-def _holds_float_weights(stored: onnx.ModelProto) -> bool:
-    """Whether a part of the net was left in float: optimized, onnxruntime would quantize it by a rule of its own."""
-    constants = {tensor.name for tensor in stored.graph.initializer}
-    return any(node.op_type in _WEIGHTED and node.input[1] in constants for node in stored.graph.node)
 
 
 def _classes(text: str | None) -> list[str]:

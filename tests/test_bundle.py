@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.bundle import keeps_float_weights, metadata_of, write_bundle
+from engines.bundle import write_bundle
 from engines.bundle_archive import extract
 from engines.bundle_manifest import FORMAT, CertificateSummary
 from engines.errors import InputError
+from engines.onnx_metadata import holds_float_weights, metadata_of
 from engines.opened_bundle import opened
 from engines.ort import OrtRunner
 from engines.preprocess import Preprocessing
@@ -142,7 +143,7 @@ def test_file_that_does_not_say_how_images_are_prepared_is_refused(tmp_path: Pat
 def test_float_layers_are_seen_in_the_file(tmp_path: Path) -> None:
     quantized = read_graph(load_model(classifier(tmp_path / "a.onnx")))
     floating = read_graph(load_model(classifier(tmp_path / "b.onnx", gemm=True)))
-    assert (keeps_float_weights(quantized), keeps_float_weights(floating)) == (False, True)
+    assert (holds_float_weights(quantized), holds_float_weights(floating)) == (False, True)
 
 
 def test_metadata_of_others_are_no_facts(tmp_path: Path) -> None:
