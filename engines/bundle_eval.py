@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,19 +13,24 @@ import numpy as np
 from engines.build import BuildResult, build_onnx_file
 from engines.build_options import BuildOptions
 from engines.errors import CannotRunHere, InputError
+from engines.first_difference import layer_before
 from engines.host import RuntimeName
 from engines.image_batches import BadImages, OnBad, batches
 from engines.image_files import class_folders
 from engines.images import ArrayImages, ImageFolder, ImageSet
+from engines.invariance import batch_dependence
 from engines.open_engine import open_engine
 from engines.opened_bundle import OpenedBundle, opened
 from engines.ort import OrtRunner
-from engines.parity import LogitParity, accuracy, compare_logits
-from engines.runner import FloatArray
+from engines.parity import LogitParity, accuracy, compare_codes, compare_logits
+from engines.reference import ReferenceRunner
+from engines.runner import FloatArray, Runner
 
-__all__ = ["BundleReport", "EngineScore", "Limits", "evaluate_bundle"]
+__all__ = ["BundleReport", "EngineScore", "Limits", "ReferenceScore", "evaluate_bundle"]
 
 _VALIDATION: Final = ("val", "valid", "validation", "test")
+_AT_ONCE: Final = 2  # images whose codes are in memory
+_BATCHED: Final = 8  # samples that are run alone and in batches
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,39 @@ class Limits:
 
 @dataclass(frozen=True)
 class EngineScore:
-    """One engine on all images: its top-1 in percent and how its logits compare; `skipped` says why it did not run."""
+    """One engine on all images.
+
+    Attributes:
+        name: of the engine.
+        top1: in percent.
+        parity: how its logits compare with the oracle's.
+        batch: a sentence where an image's logits depend on its batch; not looked for where parts of the net are in
+            float.
+        skipped: why it did not run.
+    """
 
     name: str
     top1: float | None = None
     parity: LogitParity | None = None
+    batch: str = ""
     skipped: str = ""
+
+
+@dataclass(frozen=True)
+class ReferenceScore:
+    """The integer reference against the oracle, on the first images.
+
+    Attributes:
+        logits: how they compare.
+        codes: integers that were compared.
+        differing: how many of them differ.
+        first: the layer whose codes differ first; empty where none do.
+    """
+
+    logits: LogitParity
+    codes: int
+    differing: int
+    first: str
 
 
 @dataclass(frozen=True)
@@ -61,8 +94,9 @@ class BundleReport:
         data: which images.
         images: how many of them.
         top1: of the oracle (onnxruntime without optimizations), in percent.
+        reference: the integer reference on the first images.
         engines: one a wanted engine.
-        warnings: about the images.
+        warnings: about the images, and about codes that differ.
         broken: sentences, one a gate that was not kept.
         exit_code: 0 passed, 1 a gate broken, 3 an engine was skipped.
     """
@@ -71,6 +105,7 @@ class BundleReport:
     data: str
     images: int
     top1: float | None
+    reference: ReferenceScore
     engines: tuple[EngineScore, ...]
     warnings: tuple[str, ...]
     broken: tuple[str, ...]
@@ -85,6 +120,8 @@ def evaluate_bundle(
     *,
     version: str,
     batch_size: int = 32,
+    code_images: int = 64,
+    reference_images: int = 64,
     on_bad: OnBad = "error",
     on_images: Callable[[int], None] = lambda count: None,
 ) -> BundleReport:
@@ -98,6 +135,8 @@ def evaluate_bundle(
         limits: the gates.
         version: of faq-deploy.
         batch_size: images a batch.
+        code_images: of those that the reference runs, how many have all their codes compared.
+        reference_images: images that the integer reference runs (up to a second each at ResNet-18's size).
         on_bad: what to do about an image that can't be read.
         on_images: told how many more images are done.
 
@@ -107,48 +146,108 @@ def evaluate_bundle(
     Raises:
         InputError: a damaged bundle, no such data, classes that the network doesn't know, or a bad image.
     """
-    with opened(bundle) as found:
+    bad, labels = BadImages(), []
+    expected: list[FloatArray] = []
+    with opened(bundle) as found, contextlib.ExitStack() as closing:
         images = _images(found, data)
         results = build_onnx_file(found.model, found.folder / "engines", runtimes, (), BuildOptions(), version=version)
-        runners = {}
-        skipped = {r.name: EngineScore(r.name, skipped=r.reason) for r in results if r.manifest is None}
-        for result in results:
-            if result.manifest is not None:
-                try:
-                    runners[result.name] = open_engine(found.folder / "engines" / result.name)
-                except CannotRunHere as error:
-                    skipped[result.name] = EngineScore(result.name, skipped=error.what)
-        bad, labels = BadImages(), []
+        runners, skipped = _load(found, results, closing)
         oracle = OrtRunner(found.model, oracle=True)
-        expected: list[FloatArray] = []
+        reference = _Reference(found, oracle, reference_images, code_images)
         logits: dict[str, list[FloatArray]] = {name: [] for name in runners}
-        try:
-            for batch in batches(images, None, batch_size, on_bad=on_bad, bad=bad):
-                expected.append(oracle(batch.images))
-                labels.append(batch.labels)
-                for name, runner in runners.items():
-                    logits[name].append(runner(batch.images))
-                on_images(len(batch.labels))
-        finally:
-            for runner in runners.values():
-                runner.close()
+        for batch in batches(images, None, batch_size, on_bad=on_bad, bad=bad):
+            expected.append(oracle(batch.images))
+            labels.append(batch.labels)
+            reference.run(batch.images, expected[-1])
+            for name, runner in runners.items():
+                logits[name].append(runner(batch.images))
+            on_images(len(batch.labels))
+        dependent = {name: _batch_sentence(found, runner) for name, runner in runners.items()}
     if not labels:
         raise InputError(f"No image of {images.name} can be read.", "give a folder with images.")
     wanted, truth = np.concatenate(expected), np.concatenate(labels)
-    scores = tuple(skipped.get(r.name) or _score(r, np.concatenate(logits[r.name]), wanted, truth) for r in results)
-    top1 = accuracy(wanted, truth)
-    broken = tuple(s for score in scores for s in _broken(score, top1, limits))
+    top1, score = accuracy(wanted, truth), reference.score()
+    scores = [EngineScore(name, skipped=reason) for name, reason in skipped.items()]
+    for name, pieces in logits.items():
+        whole = np.concatenate(pieces)
+        scores.append(EngineScore(name, accuracy(whole, truth), compare_logits(whole, wanted), dependent[name]))
+    broken = (*_flipped("The integer reference", score.logits, limits), *_broken(scores, top1, limits))
     is_skipped = bool(skipped) and not limits.allow_skip
     return BundleReport(
         bundle=str(bundle),
         data=images.name,
         images=len(truth),
         top1=top1,
-        engines=scores,
-        warnings=tuple(bad.warnings()),
+        reference=score,
+        engines=tuple(scores),
+        warnings=(*bad.warnings(), *_about(score)),
         broken=broken,
         exit_code=1 if broken else 3 if is_skipped else 0,
     )
+
+
+class _Reference:
+    """The integer reference, run on the first images only: it is thorough, and slow."""
+
+    def __init__(self, bundle: OpenedBundle, oracle: OrtRunner, images: int, code_images: int) -> None:
+        self._graph, self._oracle, self._runner = bundle.graph, oracle, ReferenceRunner(bundle.model)
+        self._left, self._codes_left = images, min(images, code_images)
+        self._logits: list[FloatArray] = []
+        self._expected: list[FloatArray] = []
+        self._compared = self._differing = 0
+        self._first = ""
+
+    def run(self, images: FloatArray, expected: FloatArray) -> None:
+        """Run what is left to run of a batch; `expected` are the oracle's logits."""
+        count, done = min(len(images), self._left), 0
+        while done < count:
+            piece = images[done : min(count, done + min(_AT_ONCE, self._codes_left or _AT_ONCE))]
+            self._logits.append(self._with_codes(piece) if self._codes_left else self._runner(piece))
+            done += len(piece)
+        self._expected.append(expected[:count])
+        self._left -= count
+
+    def _with_codes(self, images: FloatArray) -> FloatArray:
+        """The logits, once the codes before them were compared."""
+        found = self._runner.codes(images)
+        parity = compare_codes(found, self._oracle.codes(images), self._graph.code_names)
+        self._compared, self._differing = self._compared + parity.compared, self._differing + parity.differing
+        if parity.first is not None and not self._first:
+            self._first = layer_before(self._graph, parity.first.tensor)
+        self._codes_left -= len(images)
+        return found["logits"].astype(np.int32).view(np.float32)
+
+    def score(self) -> ReferenceScore:
+        logits = compare_logits(np.concatenate(self._logits), np.concatenate(self._expected))
+        return ReferenceScore(logits, self._compared, self._differing, self._first)
+
+
+def _load(
+    bundle: OpenedBundle, results: Sequence[BuildResult], closing: contextlib.ExitStack
+) -> tuple[dict[str, Runner], dict[str, str]]:
+    """The engines that run here, by name, and why the others don't."""
+    runners: dict[str, Runner] = {}
+    skipped = {result.name: result.reason for result in results if result.manifest is None}
+    for result in results:
+        if result.manifest is None:
+            continue
+        try:
+            runner = open_engine(bundle.folder / "engines" / result.name, result.manifest.onnx_sha256)
+        except CannotRunHere as error:
+            skipped[result.name] = error.what
+            continue
+        closing.callback(runner.close)
+        runners[result.name] = runner
+    return runners, skipped
+
+
+def _batch_sentence(bundle: OpenedBundle, runner: Runner) -> str:
+    """Where nobody promises that a sum is the same in every batch, it is not looked for."""
+    profile = BuildOptions().profile
+    sizes = (profile.best, profile.largest)
+    in_float = bundle.manifest.float_parts
+    found = None if in_float else batch_dependence(runner, bundle.images()[:_BATCHED], sizes)
+    return "" if found is None else f"{runner.name}: {found}."
 
 
 def _images(bundle: OpenedBundle, data: Path | None) -> ImageSet:
@@ -163,22 +262,25 @@ def _images(bundle: OpenedBundle, data: Path | None) -> ImageSet:
     return ImageFolder(data if validation is None else data / validation, bundle.preprocessing, classes)
 
 
-def _score(result: BuildResult, logits: FloatArray, expected: FloatArray, labels: np.ndarray) -> EngineScore:
-    return EngineScore(result.name, accuracy(logits, labels), compare_logits(logits, expected))
+def _broken(scores: Sequence[EngineScore], top1: float | None, limits: Limits) -> Iterator[str]:
+    for score in scores:
+        if score.parity is None:
+            continue
+        drop = None if top1 is None or score.top1 is None else top1 - score.top1
+        if drop is not None and drop > limits.max_drop + 1e-9:
+            limit = f"the limit is {limits.max_drop:g}"
+            yield f"{score.name} loses {drop:.2f} points of top-1 against the oracle, and {limit}."
+        yield from _flipped(score.name, score.parity, limits)
+        if score.batch:
+            yield score.batch
 
 
-def _broken(score: EngineScore, top1: float | None, limits: Limits) -> list[str]:
-    if score.parity is None:
-        return []
-    found = []
-    drop = None if top1 is None or score.top1 is None else top1 - score.top1
-    if drop is not None and drop > limits.max_drop + 1e-9:
-        found.append(
-            f"{score.name} loses {drop:.2f} points of top-1 against the oracle, and the limit is {limits.max_drop:g}."
-        )
-    if score.parity.flips > limits.max_flips:
-        found.append(
-            f"{score.name} names another class than the oracle for {score.parity.flips} images, "
-            f"and the limit is {limits.max_flips}."
-        )
-    return found
+def _flipped(name: str, parity: LogitParity, limits: Limits) -> Iterator[str]:
+    if parity.flips > limits.max_flips:
+        limit = f"the limit is {limits.max_flips}"
+        yield f"{name} names another class than the oracle for {parity.flips} images, and {limit}."
+
+
+def _about(score: ReferenceScore) -> Iterator[str]:
+    if score.differing:
+        yield f"the integer reference: {score.differing} of {score.codes} codes differ, first in {score.first}"

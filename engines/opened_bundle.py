@@ -121,7 +121,7 @@ def _read(bundle: Path, folder: Path, manifest: BundleManifest) -> OpenedBundle:
         graph=graph,
         modules={str(k): str(v) for k, v in modules.items()} if isinstance(modules, dict) else {},
         preprocessing=preprocessing,
-        classes=_classes(bundle, folder / CLASSES),
+        classes=_classes(bundle, folder / CLASSES, said.get("classes")),
         samples=samples,
     )
 
@@ -152,9 +152,14 @@ def _preprocessing(bundle: Path, path: Path) -> Preprocessing:
         ) from error
 
 
-def _classes(bundle: Path, path: Path) -> tuple[str, ...]:
+def _classes(bundle: Path, path: Path, exported: object) -> tuple[str, ...]:
     try:
         names = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{bundle}: {path.name} is not JSON.", "write it again with `faq-deploy bundle`.") from error
+    if names != exported:
+        raise InputError(
+            f"{bundle}: {path.name} does not name the classes of its model, so that answers would get wrong names.",
+            "write the bundle again with `faq-deploy bundle`.",
+        )
     return tuple(str(name) for name in names) if isinstance(names, list) else ()

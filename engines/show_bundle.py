@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from engines.bundle import Bundle, write_bundle
+from engines.bundle_eval import BundleReport, Limits, evaluate_bundle
 from engines.errors import InputError
 from engines.host import RuntimeName
+from engines.parity import LogitParity
 from engines.run_folder import RunFolder
 from engines.show_build import chosen_options
 from engines.triton import write_repository
@@ -113,8 +115,6 @@ def evaluate(run: Path | None, bundle: Path, options: Mapping[str, Any], *, as_j
     Raises:
         InputError: a damaged bundle, options that go with a run, or bad data.
     """
-    from engines.bundle_eval import Limits, evaluate_bundle
-
     if run is not None:
         raise InputError(f"{run} and {bundle} can't be judged at once.", "give a run, or --bundle FILE.")
     if options["max_float_drop"] is not None:
@@ -137,27 +137,36 @@ def evaluate(run: Path | None, bundle: Path, options: Mapping[str, Any], *, as_j
             limits,
             version=_version(),
             batch_size=options["batch_size"],
+            code_images=options["code_images"],
+            reference_images=options["reference_images"],
             on_bad=options["on_bad_image"],
             on_images=lambda count: progress.advance(task, count),
         )
-    lines = [f"{report.images} images of {report.data}", f"oracle: top-1 {_percent(report.top1)}"]
+    _print(_judged(report, data is None), asdict(report), as_json=as_json)
+    return report.exit_code
+
+
+def _judged(report: BundleReport, on_samples: bool) -> list[str]:
+    reference = report.reference
+    lines = [
+        f"{report.images} images of {report.data}",
+        f"oracle: top-1 {_percent(report.top1)}",
+        f"integer reference: {reference.logits.images} images, {_compared(reference.logits)}, "
+        f"{reference.differing:,} of {reference.codes:,} codes differ",
+    ]
     for engine in report.engines:
         if engine.parity is None:
             lines.append(f"{engine.name}: skipped: {engine.skipped}")
-            continue
-        parity = engine.parity
-        lines.append(
-            f"{engine.name}: top-1 {_percent(engine.top1)}, {parity.flips} flips, "
-            f"{parity.differing} logits differ (by up to {parity.largest_difference:g})"
-        )
+        else:
+            lines.append(f"{engine.name}: top-1 {_percent(engine.top1)}, {_compared(engine.parity)}")
     lines += [f"warning: {text}" for text in report.warnings] + list(report.broken)
-    if data is None:
+    if on_samples:
         lines.append("Judged on the bundle's own samples: pass --data DIR for an accuracy that says something.")
-    lines.append(
-        {0: "All gates passed.", 1: "A gate was broken.", 3: "A skipped engine is not a passed one."}[report.exit_code]
-    )
-    _print(lines, asdict(report), as_json=as_json)
-    return report.exit_code
+    return [*lines, _PASSED[report.exit_code]]
+
+
+def _compared(parity: LogitParity) -> str:
+    return f"{parity.flips} flips, {parity.differing} logits differ (by up to {parity.largest_difference:g})"
 
 
 def _contents(made: Bundle) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -51,11 +52,10 @@ def test_even_exponents_round_further_up() -> None:
 
 def test_four_bit_relus_use_their_own_percentile() -> None:
     section = CalibrationSection(percentile_8=100.0, percentile_4=50.0)
-    _, ranges = run(with_statistics(Small()), [images()], section, bits=4)
+    model = with_statistics(Small())
+    _, ranges = run(copy.deepcopy(model), [images()], section, bits=4)
     by_name = {r.name: r for r in ranges}
-    _, full = run(
-        with_statistics(Small()), [images()], CalibrationSection(percentile_8=100.0, percentile_4=100.0), bits=4
-    )
+    _, full = run(model, [images()], CalibrationSection(percentile_8=100.0, percentile_4=100.0), bits=4)
     largest = {r.name: r for r in full}
     assert by_name["relu"].y < largest["relu"].y
     assert by_name["blocks_1_relu_1"].y == largest["blocks_1_relu_1"].y  # 8 bits before the classifier

@@ -16,7 +16,6 @@ from onnx import numpy_helper
 from engines import verify
 from engines.build_options import BuildOptions
 from engines.bundle import write_bundle
-from engines.bundle_archive import extract
 from engines.errors import CannotRunHere, InputError
 from engines.first_difference import Difference, layer_before
 from engines.host import Host
@@ -246,38 +245,6 @@ def test_nothing_stays_in_the_temporary_folder(
     with pytest.raises((KeyboardInterrupt, InputError)):
         verified(bundle)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_preprocessing_of_another_network_is_refused(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    extract(bundle, tmp_path / "in")
-    text = (tmp_path / "in" / "preprocessing.json").read_text()
-    changes = {"preprocessing.json": text.replace("0.25", "0.5").encode()}
-    other = resigned(bundle, tmp_path / "other.tgz", tmp_path / "unpacked", changes)
-    with pytest.raises(InputError, match="is not how the images of its model were prepared"):
-        verified(other)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("preprocessing.json", b"{", "does not say how images are prepared"),
-        ("classes.json", b"{", "is not JSON"),
-        ("model.onnx", b"\x00", "is not an ONNX file"),
-        ("expected.npz", b"PK", r"expected\.npz is damaged"),
-    ],
-)
-def test_part_that_is_none_is_named(bundle: Path, tmp_path: Path, name: str, text: bytes, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        verified(resigned(bundle, tmp_path / "other.tgz", tmp_path / "unpacked", {name: text}))
-
-
-def test_model_with_other_tensors_is_refused(bundle: Path, tmp_path: Path) -> None:
-    with opened(bundle) as found:
-        text = found.model.read_bytes()
-    other = resigned(bundle, tmp_path / "o.tgz", tmp_path / "u", {"model.onnx": text.replace(b"p.codes", b"q.codes")})
-    with pytest.raises(InputError, match="has other tensors than its samples"):
-        verified(other)
 
 
 def test_layer_of_a_tensor_is_the_nearest_one_with_weights(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
+from engines.host import this_host
 from engines.opened_bundle import opened
 from tests.bundles import resigned
 from tests.e2e.conftest import Call, Program
@@ -120,7 +120,9 @@ def test_changed_weight_is_exit_code_1_and_names_the_layer(
     assert text.splitlines()[-1] == "digits: this machine does not compute what the bundle expects."
 
 
-@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed here, so that it can be asked for")
+@pytest.mark.skipif(
+    "tensorrt" in this_host().versions, reason="TensorRT is installed here, so that it can be asked for"
+)
 def test_runtime_that_is_not_here_is_exit_code_3(call: Call, bundle: Path) -> None:
     result = call("verify", bundle, "--runtime", "tensorrt")
     assert result.exit_code == 3, result.output
@@ -145,6 +147,17 @@ def test_eval_judges_the_engine_on_a_folder(call: Call, bundle: Path, photos: Pa
         *(32, str(photos), 0, 0),
     )
     assert engine["top1"] == said["top1"] > 80
+    reference = said["reference"]
+    assert (reference["logits"]["images"], reference["logits"]["differing"], reference["differing"]) == (32, 0, 0)
+    assert reference["codes"] > 100_000
+
+
+def test_eval_runs_the_reference_on_as_many_images_as_it_is_told(call: Call, bundle: Path) -> None:
+    counts = ("--reference-images", 5, "--code-images", 0)
+    result = call("eval", "--bundle", bundle, "--engine", "onnxruntime", *counts)
+    assert result.exit_code == 0, result.output
+    said = "integer reference: 5 images, 0 flips, 0 logits differ (by up to 0), 0 of 0 codes differ"
+    assert said in result.stdout.splitlines()
 
 
 def test_eval_takes_the_validation_folder_of_a_split(call: Call, bundle: Path, photos: Path, tmp_path: Path) -> None:
@@ -168,7 +181,9 @@ def test_eval_breaks_a_gate_with_exit_code_1(call: Call, bundle: Path) -> None:
     assert "onnxruntime loses 0.00 points of top-1 against the oracle, and the limit is -1." in result.stdout
 
 
-@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed here, so that it can be asked for")
+@pytest.mark.skipif(
+    "tensorrt" in this_host().versions, reason="TensorRT is installed here, so that it can be asked for"
+)
 def test_eval_of_an_engine_that_is_not_here_is_exit_code_3(call: Call, bundle: Path) -> None:
     result = call("eval", "--bundle", bundle, "--engine", "tensorrt")
     assert result.exit_code == 3, result.output
