@@ -47,7 +47,10 @@ def judged(
 ) -> BundleReport:
     """The verdict on the samples."""
     return evaluate_bundle(
-        *(bundle, None, ["onnxruntime"], limits or Limits()),
+        bundle,
+        None,
+        ["onnxruntime"],
+        limits or Limits(),
         version=VERSION,
         batch_size=batch_size,
         code_images=code_images,
