@@ -27,9 +27,10 @@ from engines.runner import CodeRunner, FloatArray
 from engines.tensorrt import build_rtx, build_tensorrt
 from engines.tensorrt_runner import TensorRTRunner
 
-__all__ = ["TensorRTCodeRunner", "open_code_engine", "with_code_outputs"]
+__all__ = ["NO_CODE", "TensorRTCodeRunner", "codes_of", "open_code_engine", "with_code_outputs"]
 
 _SUFFIX: Final = ".shown"
+NO_CODE: Final = -(1 << 31)
 
 
 def open_code_engine(onnx_path: Path, runtime: RuntimeName, profile: Profile = DEFAULT_PROFILE) -> CodeRunner:
@@ -84,6 +85,18 @@ def with_code_outputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str
     return copy, steps
 
 
+def codes_of(values: FloatArray, step: float) -> npt.NDArray[np.int64]:
+    """The codes of values on a grid; NO_CODE where a value is no whole number of steps, which no code equals.
+
+    Args:
+        values: float32, any shape.
+        step: of the grid; dividing by a power of two is exact.
+    """
+    steps = values.astype(np.float64) / step
+    whole = np.isfinite(steps) & (steps == np.rint(steps))
+    return np.where(whole, np.where(whole, steps, 0), NO_CODE).astype(np.int64)
+
+
 class TensorRTCodeRunner:
     """An engine of TensorRT or TensorRT-RTX with its codes as outputs (a CodeRunner), built in a temporary folder.
 
@@ -120,7 +133,7 @@ class TensorRTCodeRunner:
     def codes(self, batch: FloatArray) -> dict[str, npt.NDArray[np.int64]]:
         """Codes of every tensor, and the bits of the logits; see `CodeRunner`."""
         found = self._runner.outputs(batch)
-        codes = {name: (found[f"{name}{_SUFFIX}"] / step).astype(np.int64) for name, step in self._steps.items()}
+        codes = {name: codes_of(found[f"{name}{_SUFFIX}"], step) for name, step in self._steps.items()}
         return {**codes, "logits": logit_bits(found[self._runner.logits_name])}
 
     def close(self) -> None:

@@ -163,7 +163,14 @@ def _build_or_explain(
     try:
         check = None
         if options.rebuilds > 1 and not wanted.baseline:
-            check = rebuilds.check_here(wanted.runtime, wanted.sm, source.model, facts.path, options.profile)
+            check = rebuilds.check_here(
+                wanted.runtime,
+                wanted.sm,
+                source.model,
+                facts.path,
+                options.profile,
+                host_code=options.version_compatible,
+            )
         return rebuilds.rebuild(lambda: into(source.path, folder / _ENGINE_FILE), options.rebuilds, check)
     except BuilderRefusal as refusal:
         raise failing_part.explained(

@@ -63,7 +63,13 @@ def rebuild(build: Callable[[], BuiltEngine], times: int, check: Check | None = 
 
 
 def check_here(
-    runtime: RuntimeName, sm: int | None, model: onnx.ModelProto, onnx_path: Path, profile: Profile
+    runtime: RuntimeName,
+    sm: int | None,
+    model: onnx.ModelProto,
+    onnx_path: Path,
+    profile: Profile,
+    *,
+    host_code: bool = False,
 ) -> Check | None:
     """How each build is run on this machine.
 
@@ -73,6 +79,7 @@ def check_here(
         model: what the builder gets.
         onnx_path: the file that the user gave.
         profile: batch sizes.
+        host_code: the engines bring code for the CPU, as version-compatible ones do; we built them, so we trust it.
 
     Returns:
         A check for `rebuild`; None where the engine can't run here, or has parts in float, whose numbers nobody
@@ -82,7 +89,7 @@ def check_here(
     if gpu is None or sm not in (None, gpu.sm) or predict(model).islands:
         return None
     package: TensorRTName = "tensorrt" if runtime == "tensorrt" else "tensorrt-rtx"
-    return same_as_reference(onnx_path, profile, lambda engine: TensorRTRunner(engine, package))
+    return same_as_reference(onnx_path, profile, lambda engine: TensorRTRunner(engine, package, host_code=host_code))
 
 
 def same_as_reference(onnx_path: Path, profile: Profile, open_file: Callable[[Path], Runner]) -> Check:

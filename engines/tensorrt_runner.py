@@ -10,7 +10,7 @@ import ctypes
 import importlib
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -111,12 +111,21 @@ class TensorRTRunner:
         return found
 
     def close(self) -> None:
-        """Free GPU and pinned memory and let go of the primary context; calling it twice is harmless."""
+        """Free GPU and pinned memory and let go of the primary context; calling it twice is harmless.
+
+        Raises:
+            CannotRunHere: the GPU failed and refuses to free.
+        """
         with self._lock:
-            if self._context is not None:
-                with _current(self._cuda, self._context):
-                    self._free()
-                self._release()
+            if self._context is None:
+                return
+            with _current(self._cuda, self._context):
+                failed = self._free()
+            self._release()
+        if isinstance(failed, self._cuda.Error):
+            raise self._failed(failed) from failed
+        if failed is not None:
+            raise failed
 
     def _load_engine(self, file: Path, logger: object, host_code: bool) -> None:
         try:
@@ -221,16 +230,28 @@ class TensorRTRunner:
         self._must(made is not None, what)
         return made
 
-    def _free(self) -> None:
+    def _free(self) -> BaseException | None:
+        """Free everything and return the first error: after some failures the GPU refuses these calls too."""
+        errors: list[BaseException] = []
+
+        def attempt(action: Callable[[], object]) -> None:
+            try:
+                action()
+            except BaseException as error:  # also a second Ctrl-C: the rest must be freed all the same
+                errors.append(error.with_traceback(None))  # its frames would keep the stream alive
+
+        if self._stream is not None:  # after Ctrl-C the GPU may still be at work on what is freed next
+            attempt(self._stream.synchronize)
         self._execution = None
         while self._engine_objects:
             self._engine_objects.pop()
         self._stream = None
         while self._memory:
-            self._memory.pop().free()
+            attempt(self._memory.pop().free)
         self._images, self._answers = None, {}
         while self._pinned:
-            self._pinned.pop().base.free()
+            attempt(self._pinned.pop().base.free)
+        return errors[0] if errors else None
 
     def _release(self) -> None:
         context, self._context = self._context, None

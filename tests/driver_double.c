@@ -21,6 +21,8 @@ void double_counts(int *counts) {
     counts[0] = current; counts[1] = retained; counts[2] = streams; counts[3] = blocks; counts[4] = pinned;
 }
 
+void double_forget(void) { blocks = pinned = 0; } /* of what a test left behind on purpose */
+
 int cuInit(unsigned flags) { (void)flags; return fails("cuInit"); }
 int cuDeviceGet(int *device, int index) { BEGIN("cuDeviceGet"); *device = 40 + index; return 0; }
 int cuDevicePrimaryCtxRetain(void **context, int device) {
@@ -48,13 +50,13 @@ int cuMemAlloc_v2(uint64_t *address, size_t size) {
     *address = (uint64_t)(block + 8); blocks++;
     return 0;
 }
-int cuMemFree_v2(uint64_t address) { IN_CONTEXT; free((char *)address - 8); blocks--; return 0; }
+int cuMemFree_v2(uint64_t address) { BEGIN("cuMemFree_v2"); IN_CONTEXT; free((char *)address - 8); blocks--; return 0; }
 int cuMemAllocHost_v2(void **pointer, size_t size) {
     BEGIN("cuMemAllocHost_v2"); IN_CONTEXT;
     *pointer = malloc(size); memset(*pointer, 0xcc, size); pinned++;
     return 0;
 }
-int cuMemFreeHost(void *pointer) { IN_CONTEXT; free(pointer); pinned--; return 0; }
+int cuMemFreeHost(void *pointer) { BEGIN("cuMemFreeHost"); IN_CONTEXT; free(pointer); pinned--; return 0; }
 static int copy(void *to, const void *from, uint64_t block, size_t size, void *stream) {
     size_t room;
     IN_CONTEXT;

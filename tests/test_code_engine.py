@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.code_engine import TensorRTCodeRunner, open_code_engine, with_code_outputs
+from engines.code_engine import NO_CODE, TensorRTCodeRunner, codes_of, open_code_engine, with_code_outputs
 from engines.errors import CannotRunHere, InputError
 from engines.host import this_host
 from engines.ort import OrtRunner
@@ -48,6 +48,11 @@ def test_codes_that_nothing_reads_are_refused() -> None:
     last.input[0] = "x.codes"
     with pytest.raises(InputError, match=r"y\.codes is read by no DequantizeLinear"):
         with_code_outputs(model)
+
+
+def test_value_beside_the_grid_is_no_code() -> None:
+    values = np.array([0.0, -0.5, 63.5, 0.25, np.nan, np.inf], np.float32)
+    assert codes_of(values, 0.5).tolist() == [0, -1, 127, NO_CODE, NO_CODE, NO_CODE]
 
 
 @needs_rtx

@@ -169,6 +169,18 @@ def test_failure_during_a_run_frees_everything(double: DriverDouble, engine: Pat
     assert double.counts() == NOTHING
 
 
+@pytest.mark.parametrize(("call", "left"), [("cuMemFree_v2", "blocks"), ("cuMemFreeHost", "pinned")])
+def test_what_cannot_be_freed_does_not_keep_the_rest(
+    library: ctypes.CDLL, double: DriverDouble, engine: Path, call: str, left: str
+) -> None:
+    runner = TensorRTRunner(engine)
+    library.double_fail(call.encode(), UNKNOWN)
+    with pytest.raises(CannotRunHere, match=f"CUDA failed: {call}"):
+        runner.close()
+    assert double.counts() == {**NOTHING, left: 3}
+    library.double_forget()
+
+
 @pytest.mark.parametrize("call", ["cuMemAllocHost_v2", "cuMemAlloc_v2"])
 def test_too_little_memory_is_named(double: DriverDouble, engine: Path, call: str) -> None:
     double.library.double_fail(call.encode(), OUT_OF_MEMORY)

@@ -89,5 +89,18 @@ def test_builds_are_run_only_where_they_can_be_and_promise_to_be_equal(
     assert check_here("tensorrt", None, model, path, Profile()) is not None
     assert check_here("tensorrt-rtx", 86, model, path, Profile()) is not None
     assert check_here("tensorrt-rtx", 89, model, path, Profile()) is None
+    opened: list[bool] = []
+
+    class Opened(OrtRunner):
+        def __init__(self, engine: Path, package: str, *, host_code: bool) -> None:
+            opened.append(host_code)
+            super().__init__(engine)
+
+    monkeypatch.setattr(rebuilds, "TensorRTRunner", Opened)
+    for host_code in (False, True):  # a version-compatible engine loads only where its own code is allowed
+        check = check_here("tensorrt", None, model, path, Profile(), host_code=host_code)
+        assert check is not None
+        assert check(path) is None
+    assert opened == [False, True]
     in_float = layer("Conv", (3, 6, 6), (4, 3, 3, 3), quantized=False)
     assert check_here("tensorrt", None, in_float, path, Profile()) is None

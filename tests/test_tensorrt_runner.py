@@ -29,6 +29,7 @@ from engines.profile import Profile
 from engines.tensorrt_runner import TensorRTRunner
 from tests.cuda_double import CudaDouble, CudaError, CudaMemoryError
 from tests.engine_nets import classifier
+from tests.test_runner import LAYOUTS
 
 Install = Callable[[CudaDouble], Path]
 
@@ -67,23 +68,13 @@ def _nothing_left(double: CudaDouble) -> bool:
     return not (double.memory or double.pinned or double.alive or double.stack or double.retained)
 
 
-LAYOUTS: dict[str, Callable[[npt.NDArray[np.float32]], npt.NDArray[np.generic]]] = {
-    "C order": lambda x: x,
-    "Fortran order": np.asfortranarray,
-    "channels last": lambda x: np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2),
-    "every second image": lambda x: np.repeat(x, 2, axis=0)[::2],
-    "mirrored view": lambda x: np.ascontiguousarray(x[..., ::-1])[..., ::-1],
-    "big endian": lambda x: x.astype(">f4"),
-}
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_of_the_same_numbers_gives_the_same_logits(install: Install, layout: str) -> None:
     runner = TensorRTRunner(install(CudaDouble()))
     images = _images(4)
     same = LAYOUTS[layout](images)
     assert np.array_equal(same, images)
-    assert np.array_equal(runner(same), _expected(images))  # type: ignore[arg-type]
+    assert np.array_equal(runner(same), _expected(images))
     runner.close()
 
 
@@ -219,6 +210,41 @@ def test_interrupt_during_a_call_frees_everything(install: Install) -> None:
     with pytest.raises(KeyboardInterrupt):
         runner(_images(3))
     assert _nothing_left(double)
+
+
+def test_interrupt_waits_for_the_gpu_before_anything_is_freed(install: Install) -> None:
+    double = CudaDouble()
+    runner = TensorRTRunner(install(double))
+    alive: list[list[str]] = []
+    double.fail["memcpy_dtoh_async"] = _raise(KeyboardInterrupt())  # the kernels are queued by then
+    double.fail["synchronize"] = lambda: alive.append(list(double.alive))
+    with pytest.raises(KeyboardInterrupt):
+        runner(_images(3))
+    assert alive == [["runtime", "engine", "execution"]]
+    assert _nothing_left(double)
+
+
+@pytest.mark.parametrize("free", ["free", "free pinned"])
+def test_gpu_that_refuses_to_free_after_a_failure_is_still_one_sentence(install: Install, free: str) -> None:
+    double = CudaDouble()
+    runner = TensorRTRunner(install(double))
+    for call in ("synchronize", free):
+        double.fail[call] = _raise(CudaError("an illegal memory access was encountered"))
+    with pytest.raises(CannotRunHere, match="CUDA failed: an illegal memory access was encountered"):
+        runner(_images(3))
+    gc.collect()
+    assert (double.retained, double.stack, double.alive) == (0, [], [])
+
+
+@pytest.mark.parametrize("error", [CudaError("gone"), KeyboardInterrupt()])
+def test_close_lets_go_of_the_context_though_memory_is_not_freed(install: Install, error: BaseException) -> None:
+    double = CudaDouble()
+    runner = TensorRTRunner(install(double))
+    double.fail["free"] = _raise(error)
+    with pytest.raises(CannotRunHere if isinstance(error, CudaError) else KeyboardInterrupt):
+        runner.close()
+    assert (double.retained, double.stack, double.pinned) == (0, [], 0)
+    runner.close()
 
 
 def test_file_that_tensorrt_does_not_load_frees_everything(install: Install) -> None:

@@ -143,7 +143,7 @@ def test_thousands_of_runs_take_no_more_gpu_memory(
     before = torch.cuda.mem_get_info()[0]
     for _ in range(3000):
         runner(batch)
-    assert torch.cuda.mem_get_info()[0] == before
+    assert before - torch.cuda.mem_get_info()[0] < 3000 * 1024  # bytes: others may use the GPU, a leak would be more
     runner.close()
 
 
