@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # No deadline: a first call imports torch. In CI the same examples each time, so that only a change can break it.
 settings.register_profile("faq-deploy", deadline=None, derandomize=os.environ.get("CI") == "true")
 settings.load_profile("faq-deploy")
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Each test begins with torch's generator in the same state, whatever ran before it in its worker."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

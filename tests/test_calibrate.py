@@ -43,8 +43,9 @@ def test_range_is_the_largest_percentile_over_batches_rounded_up() -> None:
 
 
 def test_even_exponents_round_further_up() -> None:
-    _, next_up = run(with_statistics(Small()), [images()], CalibrationSection())
-    _, even = run(with_statistics(Small()), [images()], CalibrationSection(round_up="even"))
+    model = with_statistics(Small())
+    _, next_up = run(copy.deepcopy(model), [images()], CalibrationSection())
+    _, even = run(model, [images()], CalibrationSection(round_up="even"))
     for a, b in zip(next_up, even, strict=True):
         assert math.log2(b.ymax) % 2 == 0
         assert b.exponent - a.exponent in {0, 1}
