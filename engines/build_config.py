@@ -63,6 +63,18 @@ def check_options(runtimes: Sequence[RuntimeName], options: BuildOptions) -> Non
                 f"{option} is for tensorrt, which is not among the runtimes ({names}): {instead}.",
                 f"leave out {option}, or add --runtime tensorrt.",
             )
+    idle = {
+        "--int4-linear": options.int4_linear,
+        "--fp16-rest": options.fp16_rest,
+        "--rebuilds": options.rebuilds > 1,
+        "--workspace": options.workspace_mib is not None,
+    }
+    for option, given in idle.items():
+        if given and set(runtimes) == {"onnxruntime"}:
+            raise InputError(
+                f"{option} is for GPUs: an onnxruntime engine is the ONNX file itself.",
+                f"leave out {option}, or add --runtime tensorrt or tensorrt-rtx.",
+            )
     if options.fp16_baseline and set(runtimes) == {"onnxruntime"}:
         raise InputError(
             "--fp16-baseline is for GPUs, and onnxruntime computes on the CPU, in FP32.",

@@ -122,7 +122,10 @@ def _header(name: str, size: int) -> tarfile.TarInfo:
 def _manifest(bundle: Path, stream: IO[bytes]) -> BundleManifest:
     member = _next(bundle, stream)
     if member is None or member.name != MANIFEST or member.type not in _REGULAR or member.size > _MOST_MANIFEST:
-        raise InputError(f"{bundle} is not a bundle ({MANIFEST} is not its first file).", _AGAIN)
+        raise InputError(
+            f"{bundle} is not a bundle, or was packed again ({MANIFEST} is not its first plain file).",
+            _AGAIN,
+        )
     return parse(b"".join(_contents(bundle, stream, MANIFEST, member.size)), str(bundle))
 
 

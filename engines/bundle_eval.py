@@ -257,6 +257,8 @@ def _images(bundle: OpenedBundle, data: Path | None) -> ImageSet:
         # they are as the network sees them: resized and cropped once, and not again
         done = bundle.preprocessing.model_copy(update={"resize": None, "crop": None})
         return ArrayImages(pixels, bundle.samples.labels, classes, done, f"the {len(pixels)} samples of the bundle")
+    if not data.is_dir() and str(data).partition(":")[0] in ("digits", "cifar10"):
+        raise InputError(f"--data {data} is for runs: a bundle is judged on a folder of images.", "name such a folder.")
     names = class_folders(data)
     validation = next((name for name in _VALIDATION if name in names and name not in classes), None)
     return ImageFolder(data if validation is None else data / validation, bundle.preprocessing, classes)

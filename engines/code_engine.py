@@ -17,14 +17,15 @@ import onnx
 
 from engines.build_options import BuildOptions
 from engines.errors import InputError
-from engines.host import RuntimeName, driver
+from engines.host import RuntimeName
 from engines.ort import OrtRunner
 from engines.parity import logit_bits
 from engines.prepare import prepare
 from engines.profile import DEFAULT_PROFILE, Profile
 from engines.qdq_graph import constant, load_model, read_graph
 from engines.runner import CodeRunner, FloatArray
-from engines.tensorrt import build_rtx, build_tensorrt
+from engines.tensorrt import build_rtx, build_tensorrt, gpu_for_tensorrt
+from engines.tensorrt_package import TensorRTName, load
 from engines.tensorrt_runner import TensorRTRunner
 
 __all__ = ["NO_CODE", "TensorRTCodeRunner", "codes_of", "open_code_engine", "with_code_outputs"]
@@ -112,19 +113,20 @@ class TensorRTCodeRunner:
 
     def __init__(self, onnx_path: Path, runtime: RuntimeName, profile: Profile = DEFAULT_PROFILE) -> None:
         self.name: str = runtime
-        gpus = driver().gpus
-        sm = gpus[0].sm if gpus else None
+        package: TensorRTName = "tensorrt" if runtime == "tensorrt" else "tensorrt-rtx"
+        load(package)
+        sm = gpu_for_tensorrt(package).sm
         prepared = prepare(load_model(onnx_path), runtime, sm, BuildOptions(profile=profile))
         model, self._steps = with_code_outputs(prepared.model)
         self.code_names: Sequence[str] = tuple(self._steps)
         with tempfile.TemporaryDirectory(prefix="faq-deploy-") as folder:
             source, engine = Path(folder) / "model.onnx", Path(folder) / "model.engine"
             onnx.save(model, source)
-            if runtime == "tensorrt":
+            if package == "tensorrt":
                 build_tensorrt(source, profile, engine)
             else:
-                build_rtx(source, sm or 0, profile, engine)
-            self._runner = TensorRTRunner(engine, "tensorrt" if runtime == "tensorrt" else "tensorrt-rtx")
+                build_rtx(source, sm, profile, engine)
+            self._runner = TensorRTRunner(engine, package)
 
     def __call__(self, batch: FloatArray) -> FloatArray:
         """Logits of a batch; see `Runner`."""

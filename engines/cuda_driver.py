@@ -73,6 +73,10 @@ class Device:
         _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._handle)
         return Context(context, self._handle)
 
+    def release_primary_context(self) -> None:
+        """Undo one `retain_primary_context`; the driver destroys the context when nobody else holds it."""
+        _call("cuDevicePrimaryCtxRelease_v2", self._handle)
+
 
 class Context:
     """A primary context, current between `push` and `pop`."""

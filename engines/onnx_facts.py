@@ -103,4 +103,7 @@ def _json(text: str | None) -> object:
 
 
 def _not_onnx(path: Path) -> InputError:
-    return InputError(f"{path} is not an ONNX file, or was cut short.", "run `faq-deploy export` again.")
+    return InputError(
+        f"{path} is not an ONNX file, or was cut short.",
+        "name an ONNX file; if `faq-deploy export` wrote this one, export again.",
+    )

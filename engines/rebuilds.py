@@ -50,7 +50,11 @@ def rebuild(build: Callable[[], BuiltEngine], times: int, check: Check | None = 
         files.append(sha256_of(built.path))
         if times == 1:
             return built
-        trouble = check(built.path) if check is not None else None
+        try:
+            trouble = check(built.path) if check is not None else None
+        except BaseException:  # also Ctrl-C: an engine that was not seen to run is not left behind
+            built.path.unlink(missing_ok=True)
+            raise
         if trouble is not None:
             built.path.unlink()
             raise InputError(

@@ -290,7 +290,8 @@ def _parse(
     why = "; ".join(found) if found else reason(messages, "it has no outputs")
     raise BuilderRefusal(
         f"{job.onnx_path} is refused by the ONNX parser of {job.name} {api.__version__}: {why}.",
-        "export the run again with --target tensorrt; if it was, keep that layer out of the model or in float.",
+        "`faq-deploy lint FILE --target tensorrt` says what TensorRT takes; export a run with --target tensorrt, or "
+        "keep that layer in float.",
     )
 
 

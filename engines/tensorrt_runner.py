@@ -1,24 +1,18 @@
-"""Runs TensorRT and TensorRT-RTX engines on the GPU, beside whatever else uses CUDA in the process.
-
-CUDA is reached through pycuda or, where that is not installed, through the driver itself (`cuda_driver`).
-"""
+"""Runs TensorRT and TensorRT-RTX engines on the GPU, beside whatever else uses CUDA in the process."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import importlib
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 
-from engines import cuda_driver
 from engines.batch import native_batch
+from engines.cuda import Context, Memory, Stream, current, load_cuda, release
 from engines.errors import CannotRunHere, InputError
 from engines.runner import FloatArray
 from engines.tensorrt import gpu_for_tensorrt
@@ -50,19 +44,20 @@ class TensorRTRunner:
         self.name: str = package
         self._lock = threading.Lock()
         self._trt = load(package)
-        gpu_for_tensorrt()
-        self._cuda = _load_cuda()
+        gpu_for_tensorrt(package)
+        self._cuda = load_cuda()
         logger, self._messages = open_log(package)
         self._pinned: list[Any] = []
-        self._memory: list[Any] = []
+        self._memory: list[Memory] = []
         self._engine_objects: list[Any] = []  # runtime, engine, execution context: freed from the last to the first
-        self._stream: Any = None
+        self._stream: Stream | None = None
         self._execution: Any = None
         self._images: Any = None  # pinned and GPU memory of the input
-        self._answers: dict[str, tuple[Any, Any]] = {}  # the same of each output
+        self._answers: dict[str, tuple[Any, Memory]] = {}  # the same of each output
         try:
             self._cuda.init()
-            self._context: Any = self._cuda.Device(0).retain_primary_context()
+            self._thread = threading.get_ident()
+            self._context: Context | None = self._cuda.Device(0).retain_primary_context()
         except self._cuda.Error as error:
             raise self._failed(error) from error
         with self._on_gpu():
@@ -119,9 +114,9 @@ class TensorRTRunner:
         with self._lock:
             if self._context is None:
                 return
-            with _current(self._cuda, self._context):
-                failed = self._free()
-            self._release()
+            failed = self._free_on_gpu(self._context)
+            refused = self._release()
+        failed = failed or refused
         if isinstance(failed, self._cuda.Error):
             raise self._failed(failed) from failed
         if failed is not None:
@@ -178,17 +173,19 @@ class TensorRTRunner:
         return pinned, memory
 
     def _run(self, piece: FloatArray, names: list[str]) -> None:
+        stream = self._stream
+        assert stream is not None
         rows = max(len(piece), self._smallest)  # a short last piece is filled up with zeros
         images, images_memory = self._images
         images[: len(piece)] = piece
         images[len(piece) : rows] = 0
         self._set_batch(rows)
-        self._cuda.memcpy_htod_async(images_memory, images[:rows], self._stream)
-        self._must(self._execution.execute_async_v3(self._stream.handle), "the engine does not run")
+        self._cuda.memcpy_htod_async(images_memory, images[:rows], stream)
+        self._must(self._execution.execute_async_v3(stream.handle), "the engine does not run")
         for name in names:
             answers, answers_memory = self._answers[name]
-            self._cuda.memcpy_dtoh_async(answers[:rows], answers_memory, self._stream)
-        self._stream.synchronize()
+            self._cuda.memcpy_dtoh_async(answers[:rows], answers_memory, stream)
+        stream.synchronize()
 
     def _set_batch(self, rows: int) -> None:
         shape = (rows, *self._input_shape)
@@ -197,14 +194,19 @@ class TensorRTRunner:
     @contextlib.contextmanager
     def _on_gpu(self) -> Iterator[None]:
         """Make the context current; on an error free everything, and say in our words what CUDA said in its own."""
+        assert self._context is not None
         failed: BaseException | None = None
-        with _current(self._cuda, self._context):
-            try:
-                yield
-            except BaseException as error:  # also Ctrl-C: the memory must not stay taken
-                failed = error
-                traceback.clear_frames(error.__traceback__)  # their variables point into the memory
-                self._free()
+        try:
+            with current(self._cuda, self._context):
+                try:
+                    yield
+                except BaseException as error:  # also Ctrl-C: the memory must not stay taken
+                    failed = error
+                    traceback.clear_frames(error.__traceback__)  # their variables point into the memory
+                    self._free()
+        except self._cuda.Error as error:  # a GPU that failed can refuse even to change contexts
+            failed = failed or error
+            self._free()
         if failed is None:
             return
         self._release()
@@ -253,46 +255,23 @@ class TensorRTRunner:
             attempt(self._pinned.pop().base.free)
         return errors[0] if errors else None
 
-    def _release(self) -> None:
+    def _free_on_gpu(self, context: Context) -> BaseException | None:
+        """Free everything with the context current, and all the same where it can't be made so."""
+        failed: BaseException | None = None
+        try:
+            with current(self._cuda, context):
+                failed = self._free()
+        except self._cuda.Error as error:
+            self._free()
+            return failed or error
+        return failed
+
+    def _release(self) -> BaseException | None:
+        """Let go of the context; the error is returned, since it comes after another one as a rule."""
         context, self._context = self._context, None
-        _detach(context)
-
-
-def _load_cuda() -> ModuleType:
-    """pycuda; the driver itself where it is not installed."""
-    try:
-        return importlib.import_module("pycuda.driver")
-    except ModuleNotFoundError:
-        return cuda_driver
-    except ImportError as error:
-        raise CannotRunHere(
-            f"pycuda does not load: {error}.",
-            "install it again for this CUDA version, or uninstall it: it is not needed.",
-        ) from error
-
-
-@contextlib.contextmanager
-def _current(cuda: ModuleType, context: Any) -> Iterator[None]:
-    context.push()
-    try:
-        yield
-    finally:
-        cuda.Context.pop()
-
-
-def _detach(context: Any) -> None:
-    """Release the primary context and leave the thread's context stack as it was.
-
-    pycuda pushes a context to detach it and counts on the driver to pop it. For a primary context the driver does
-    not: a context that may be gone would stay current, for PyTorch to stumble over.
-    """
-    library = cuda_driver.library()
-
-    def now() -> int | None:
-        handle = ctypes.c_void_p()
-        return handle.value if library.cuCtxGetCurrent(ctypes.byref(handle)) == 0 else -1
-
-    before = now()
-    context.detach()
-    if now() != before:
-        library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        if context is not None:
+            try:
+                release(self._cuda, context, self._thread)
+            except self._cuda.Error as error:
+                return error
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from engines import engine_manifest
@@ -44,16 +45,20 @@ def engine_stages(run: RunFolder, onnx_path: Path, wanted: Sequence[str] | None)
     onnx_sha256 = sha256_of(onnx_path)
     tallies: list[Tally] = []
     rows: list[Engine] = []
-    for name in built:
-        folder = run / "engines" / name
-        if wanted is not None and name not in wanted:
-            rows.append(_not_asked_for(name, folder, onnx_sha256))
-            continue
-        manifest = engine_manifest.check(folder, onnx_sha256)
-        runner, skipped = _open(folder, onnx_sha256)
-        sizes = _sizes(manifest)
-        tallies.append(Tally(f"engine {name}", "engine", runner, batches=sizes, skipped=skipped))
-        rows.append(_row(name, manifest, skipped))
+    with ExitStack() as opened:  # closed where a later engine is refused
+        for name in built:
+            folder = run / "engines" / name
+            if wanted is not None and name not in wanted:
+                rows.append(_not_asked_for(name, folder, onnx_sha256))
+                continue
+            manifest = engine_manifest.check(folder, onnx_sha256)
+            runner, skipped = _open(folder, onnx_sha256)
+            if runner is not None:
+                opened.callback(runner.close)
+            sizes = _sizes(manifest)
+            tallies.append(Tally(f"engine {name}", "engine", runner, batches=sizes, skipped=skipped))
+            rows.append(_row(name, manifest, skipped))
+        opened.pop_all()
     return tallies, rows
 
 

@@ -152,7 +152,10 @@ def _about(facts: NetFacts, curve: Sequence[Epoch], in_float: bool) -> Iterator[
         calibrated = "The weights are the calibrated ones: every epoch of fine-tuning was worse."
         yield f"The weights are those of the {facts.kept} epoch ({facts.epoch})." if facts.epoch else calibrated
     if in_float:
-        yield "Parts of the net are kept in float, so codes that differ are reported and not judged."
+        yield (
+            "Parts of the net are kept in float, so codes that differ, and logits that depend on the batch, are "
+            "reported and not judged."
+        )
 
 
 def _differences(stages: Sequence[Tally]) -> Iterator[str]:
@@ -176,8 +179,7 @@ def _run_batch(
             continue
         before = tally.images
         tally.run(images, labels, wanted)
-        if not in_float:  # where nobody promises that a sum is the same in every batch
-            tally.try_batches(images)
+        tally.try_batches(images, judged=not in_float)  # nobody promises that a float sum is the same in every batch
         if tally.kind != "float":
             shares.append((tally, tally.images - before))
     return shares

@@ -81,7 +81,7 @@ class Stage(_Part):
         codes_compared: integer codes that were compared; None if not compared.
         max_logit_difference: largest absolute difference from PyTorch quantized's logits.
         images_per_second: throughput of the net alone, without decoding.
-        batch_dependent_logits: logits of a few images that differ between batch sizes; None if not tried.
+        batch_dependent_logits: logits of a few images that differ between batch sizes; None if not tried or not judged.
         skipped: why it did not run; every number is then None.
     """
 

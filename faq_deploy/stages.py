@@ -74,6 +74,7 @@ class Tally:
     codes: CodeCount = field(default_factory=CodeCount)
     batch_dependence: BatchDependence | None = None
     batches_tried: bool = False
+    batches_judged: bool = False  # a difference breaks a gate
 
     def run(self, images: FloatArray, labels: IntArray, wanted: FloatArray | None) -> FloatArray:
         """Run a batch (cut to the limit) and count.
@@ -112,12 +113,17 @@ class Tally:
         runner: CodeRunner = self.runner  # type: ignore[assignment]
         self.codes.add(wanted, runner.codes(images))
 
-    def try_batches(self, images: FloatArray) -> None:
-        """See, on a few images, whether an image's logits depend on the batch that it comes in."""
+    def try_batches(self, images: FloatArray, *, judged: bool = True) -> None:
+        """See, on a few images, whether an image's logits depend on the batch that it comes in.
+
+        Args:
+            images: float32, shape (N, C, H, W); the first few are taken, and only the first time.
+            judged: whether they must not; else a difference is for the eye alone.
+        """
         if self.runner is None or not self.batches or self.batches_tried or not len(images):
             return
         self.batch_dependence = batch_dependence(self.runner, images[:_IMAGES_IN_BATCHES], self.batches)
-        self.batches_tried = True
+        self.batches_tried, self.batches_judged = True, judged
 
     def stage(self) -> Stage:
         """The totals as a row of the report."""
@@ -136,7 +142,7 @@ class Tally:
             codes_compared=self.codes.compared or None,
             max_logit_difference=self.largest if against or self.kind == "float" else 0.0,
             images_per_second=self.images / self.seconds if self.seconds else None,
-            batch_dependent_logits=_dependent(self.batch_dependence) if self.batches_tried else None,
+            batch_dependent_logits=_dependent(self.batch_dependence) if self.batches_judged else None,
         )
 
 

@@ -6,6 +6,7 @@ the profile, memory that is not contiguous. The net's logits are, per image, the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -50,6 +51,7 @@ class CudaDouble:
         self.batches: list[int] = []  # sizes that were run
         self.pieces: list[FloatArray] = []  # their images
         self.fail: dict[str, Callable[[], object]] = {}  # what to do instead, by the name of a call
+        self.dead = False  # a GPU that lets no context become current: what it held can only be dropped
         self.next_address = 4096
         self.stream: int | None = 77  # that work must be put on; None takes any
 
@@ -62,7 +64,6 @@ class CudaDouble:
     def pycuda(self) -> ModuleType:
         module = ModuleType("pycuda.driver")
         double = self
-        context = SimpleNamespace(push=lambda: double.stack.append("primary"), detach=self._detach)
 
         class Device:
             def __init__(self, index: int) -> None:
@@ -70,7 +71,10 @@ class CudaDouble:
 
             def retain_primary_context(self) -> SimpleNamespace:
                 double.retained += 1
-                return context
+                thread = threading.get_ident()
+                return SimpleNamespace(
+                    push=lambda: double.stack.append("primary"), detach=lambda: double.detach(thread)
+                )
 
         class Stream:
             handle = 77
@@ -140,7 +144,7 @@ class CudaDouble:
                 return [(size, *double.image) for size in double.profile]
 
             def __del__(self) -> None:
-                assert double.stack[-1:] == ["primary"], "the engine was freed outside its context"
+                assert double.dead or double.stack[-1:] == ["primary"], "the engine was freed outside its context"
                 double.alive.remove("engine")
 
         vars(module).update(
@@ -161,8 +165,33 @@ class CudaDouble:
         self.memory[address] = np.full(size, np.float32(-99))
         return address
 
-    def _detach(self) -> None:
-        self.retained -= 1
+    def detach(self, thread: int) -> None:
+        """As pycuda does it: pushed and not popped again, and only in the thread that retained the context."""
+        if thread == threading.get_ident():
+            self.stack.append("primary")
+            self.retained -= 1
+
+    def driver(self) -> SimpleNamespace:
+        """The driver's library, as far as a context is let go through it."""
+
+        def current(handle: Any) -> int:
+            handle._obj.value = len(self.stack)
+            return 0
+
+        def pop(handle: Any) -> int:
+            self.stack.pop()
+            return 0
+
+        def release(device: object) -> int:
+            self.retained -= 1
+            return 0
+
+        return SimpleNamespace(
+            cuCtxGetCurrent=current,
+            cuCtxPopCurrent_v2=pop,
+            cuDeviceGet=lambda device, index: index,
+            cuDevicePrimaryCtxRelease_v2=release,
+        )
 
     def _pagelocked(self, shape: tuple[int, ...], dtype: type[np.float32]) -> Any:
         self.during("pagelocked_empty")
@@ -246,5 +275,5 @@ class Execution:
         return True
 
     def __del__(self) -> None:
-        assert self.double.stack[-1:] == ["primary"], "the execution context was freed outside its CUDA context"
+        assert self.double.dead or self.double.stack[-1:] == ["primary"], "it was freed outside its CUDA context"
         self.double.alive.remove("execution")

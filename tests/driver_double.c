@@ -21,7 +21,7 @@ void double_counts(int *counts) {
     counts[0] = current; counts[1] = retained; counts[2] = streams; counts[3] = blocks; counts[4] = pinned;
 }
 
-void double_forget(void) { blocks = pinned = 0; } /* of what a test left behind on purpose */
+void double_forget(void) { current = retained = streams = blocks = pinned = 0; } /* of what a test left behind on purpose */
 
 int cuInit(unsigned flags) { (void)flags; return fails("cuInit"); }
 int cuDeviceGet(int *device, int index) { BEGIN("cuDeviceGet"); *device = 40 + index; return 0; }
@@ -31,9 +31,24 @@ int cuDevicePrimaryCtxRetain(void **context, int device) {
     *context = (void *)0x7777; retained++;
     return 0;
 }
-int cuDevicePrimaryCtxRelease_v2(int device) { if (device != 40) return 101; retained--; return 0; }
-int cuCtxPushCurrent_v2(void *context) { if (context != (void *)0x7777) return 201; current++; return 0; }
-int cuCtxPopCurrent_v2(void **context) { IN_CONTEXT; current--; *context = (void *)0x7777; return 0; }
+int cuDevicePrimaryCtxRelease_v2(int device) {
+    BEGIN("cuDevicePrimaryCtxRelease_v2");
+    if (device != 40) return 101;
+    retained--;
+    return 0;
+}
+int cuCtxPushCurrent_v2(void *context) {
+    BEGIN("cuCtxPushCurrent_v2");
+    if (context != (void *)0x7777) return 201;
+    current++;
+    return 0;
+}
+int cuCtxPopCurrent_v2(void **context) {
+    BEGIN("cuCtxPopCurrent_v2"); IN_CONTEXT;
+    current--;
+    *context = (void *)0x7777;
+    return 0;
+}
 int cuCtxGetCurrent(void **context) { *context = current ? (void *)0x7777 : 0; return 0; }
 int cuStreamCreate(void **stream, unsigned flags) {
     BEGIN("cuStreamCreate"); IN_CONTEXT;

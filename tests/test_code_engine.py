@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from engines import code_engine
+from engines.build_options import BuildOptions
 from engines.code_engine import NO_CODE, TensorRTCodeRunner, codes_of, open_code_engine, with_code_outputs
 from engines.errors import CannotRunHere, InputError
-from engines.host import this_host
+from engines.host import RuntimeName, this_host
 from engines.ort import OrtRunner
+from engines.prepare import prepare
 from engines.profile import Profile
+from engines.qdq_graph import load_model
 from engines.reference import ReferenceRunner
 from engines.tensorrt import build_rtx
 from tests.engine_nets import needs_rtx
@@ -42,6 +47,23 @@ def test_shown_values_are_the_codes_times_their_step(tmp_path: Path) -> None:
         assert np.array_equal(shown / np.float32(step), codes[name]), name
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("runtime", "sm"), [("tensorrt", 86), ("tensorrt-rtx", 75), ("tensorrt-rtx", 86)])
+def test_forms_for_each_gpu_show_the_codes_of_the_file(
+    tmp_path: Path, runtime: RuntimeName, sm: int, bits: int
+) -> None:
+    path, batch = saved(residual_net("tensorrt", 0, bits=bits), tmp_path), images(1, 2, 33)
+    marked, steps = with_code_outputs(prepare(load_model(path), runtime, sm, BuildOptions()).model)
+    onnx.save(marked, tmp_path / "marked.onnx")
+    session = OrtRunner(tmp_path / "marked.onnx", oracle=True)._plain_session
+    assert session is not None
+    values = session.run([f"{name}.shown" for name in steps], {"input": batch})
+    expected = ReferenceRunner(path).codes(batch)
+    assert {*steps, "logits"} == expected.keys()
+    for (name, step), shown in zip(steps.items(), values, strict=True):
+        assert np.array_equal(codes_of(shown, step), expected[name]), name
+
+
 def test_codes_that_nothing_reads_are_refused() -> None:
     model = around([onnx.helper.make_node("Relu", ["x.values"], ["y"])], {}, (1, 2, 2))
     last = model.graph.node[-1]
@@ -63,6 +85,16 @@ def test_engine_with_its_codes_as_outputs_builds_ahead_of_time(tmp_path: Path) -
 
 
 @pytest.mark.skipif(this_host().gpu is not None, reason="there is a GPU here: tests/gpu runs the engine")
-def test_without_a_gpu_the_sentence_says_so(tmp_path: Path) -> None:
-    with pytest.raises((CannotRunHere, InputError)):
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+def test_without_a_gpu_the_sentence_says_so(
+    tmp_path: Path, runtime: RuntimeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_engine, "load", lambda package: None)  # installed or not, there is no GPU
+    with pytest.raises(CannotRunHere, match="needs an NVIDIA GPU here"):
+        TensorRTCodeRunner(saved(residual_net("tensorrt", 0), tmp_path), runtime)
+
+
+def test_without_the_package_the_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(CannotRunHere, match="package tensorrt is not installed"):
         TensorRTCodeRunner(saved(residual_net("tensorrt", 0), tmp_path), "tensorrt")

@@ -84,7 +84,7 @@ def double(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     monkeypatch.setitem(sys.modules, "tensorrt", made.tensorrt())
-    monkeypatch.setattr(tensorrt_runner, "gpu_for_tensorrt", lambda: Gpu("double", 86, 1 << 30))
+    monkeypatch.setattr(tensorrt_runner, "gpu_for_tensorrt", lambda package: Gpu("double", 86, 1 << 30))
     tensorrt_package._logger.cache_clear()
     yield made
     tensorrt_package._logger.cache_clear()
@@ -147,6 +147,13 @@ def test_calls_from_threads_take_turns(double: DriverDouble, engine: Path) -> No
     runner.close()
 
 
+def test_runner_that_ends_in_another_thread_leaves_nothing(double: DriverDouble, engine: Path) -> None:
+    runner = TensorRTRunner(engine)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(runner.close).result()
+    assert double.counts() == NOTHING
+
+
 LOADING = ("cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuStreamCreate", "cuMemAllocHost_v2", "cuMemAlloc_v2")
 RUN = ("cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2", "cuStreamSynchronize")
 
@@ -167,6 +174,43 @@ def test_failure_during_a_run_frees_everything(double: DriverDouble, engine: Pat
         runner(pictures(2))
     gc.collect()
     assert double.counts() == NOTHING
+
+
+CONTEXTS = ("cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuDevicePrimaryCtxRelease_v2")
+
+
+@pytest.mark.parametrize("call", CONTEXTS[:2])
+@pytest.mark.parametrize("use", ["call", "close"])
+def test_gpu_that_refuses_to_change_contexts_is_one_sentence_and_closes_the_runner(
+    library: ctypes.CDLL, double: DriverDouble, engine: Path, call: str, use: str
+) -> None:
+    runner = TensorRTRunner(engine)
+    library.double_fail(call.encode(), UNKNOWN)
+    double.dead = "Push" in call
+    with pytest.raises(CannotRunHere, match=rf"CUDA failed: {call}: CUDA_ERROR_UNKNOWN \(error 999\)"):
+        runner(pictures(2)) if use == "call" else runner.close()
+    gc.collect()
+    # nothing can be freed without a context; one that can't be popped stays
+    kept = {"streams": 1, "blocks": 3, "pinned": 3} if "Push" in call else {"current": 1}
+    assert double.counts() == {**NOTHING, **kept}
+    assert double.alive == []
+    runner.close()
+    library.double_forget()
+
+
+@pytest.mark.parametrize("cause", ["", "cuStreamSynchronize"])
+def test_context_that_is_not_let_go_does_not_hide_the_cause(
+    library: ctypes.CDLL, double: DriverDouble, engine: Path, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = TensorRTRunner(engine)
+    library.double_fail(CONTEXTS[2].encode(), UNKNOWN)
+    if cause:
+        monkeypatch.setattr(cuda_driver.Stream, "synchronize", lambda stream: cuda_driver._call(cause, None))
+    with pytest.raises(CannotRunHere, match=f"CUDA failed: {cause or CONTEXTS[2]}"):
+        runner(pictures(2)) if cause else runner.close()
+    gc.collect()
+    assert double.counts() == {**NOTHING, "retained": 1}
+    library.double_forget()
 
 
 @pytest.mark.parametrize(("call", "left"), [("cuMemFree_v2", "blocks"), ("cuMemFreeHost", "pinned")])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engines import rebuilds
-from engines.errors import InputError
+from engines.errors import CannotRunHere, InputError
 from engines.host import Gpu, Host
 from engines.ort import OrtRunner
 from engines.profile import Profile
@@ -59,6 +59,16 @@ def test_the_worst_build_decides_and_is_not_left_behind(tmp_path: Path) -> None:
             3,
             lambda e: "gives 7 of 28 logits other than the integer reference" if e.read_bytes() == b"b" else None,
         )
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("error", [CannotRunHere("it does not run", ""), KeyboardInterrupt()])
+def test_build_that_does_not_run_is_not_left_behind(tmp_path: Path, error: BaseException) -> None:
+    def check(engine: Path) -> str | None:
+        raise error
+
+    with pytest.raises(type(error)):
+        rebuild(builder(tmp_path / "e", b"ab"), 2, check)
     assert not (tmp_path / "e").exists()
 
 

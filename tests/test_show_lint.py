@@ -97,9 +97,12 @@ def test_each_rule_is_one_row_with_its_first_places_and_json_has_all(
 def test_verdict_counts_one_of_a_kind_in_the_singular(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = classifier(tmp_path / "net.onnx", flaw="negative scale")
     assert lint(path, None, as_json=False) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == f"{path}, for any engine: 4 errors."
+    assert capsys.readouterr().out.splitlines()[-1] == f"{path}, by the rules of every engine: 4 errors."
     assert lint(float_net(tmp_path / "float.onnx"), None, as_json=False) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"{tmp_path / 'float.onnx'}, for any engine: 1 remark."
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"{tmp_path / 'float.onnx'}, by the rules of every engine: 1 remark."
+    )
 
 
 def test_float_file_is_said_to_be_unquantized_and_is_no_error(tmp_path: Path) -> None:
@@ -112,6 +115,14 @@ def test_float_file_is_said_to_be_unquantized_and_is_no_error(tmp_path: Path) ->
 def test_operator_format_is_warned_of(tmp_path: Path, kind: str) -> None:
     (found,) = findings(float_net(tmp_path / "net.onnx", kind))[1]
     assert (found.rule, found.level, found.node) == ("operator-format", "warning", "only")
+
+
+def test_operator_format_behind_a_quantizer_is_warned_of_too(tmp_path: Path) -> None:
+    path = float_net(tmp_path / "net.onnx", "QLinearAdd")
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("QuantizeLinear", ["unread", "s", "z"], ["codes"], "q"))
+    onnx.save(model, path)
+    assert "operator-format" in [finding.rule for finding in findings(path)[1]]
 
 
 def test_file_with_several_inputs_is_checked(tmp_path: Path) -> None:

@@ -123,3 +123,8 @@ def test_batches_are_tried_once_and_what_depends_on_them_is_counted(stored: Stor
         engine.try_batches(data)
         engine.try_batches(data[:0])
         assert engine.stage().batch_dependent_logits == wanted
+    told = Tally("some engine", "engine", Drifts(stored), batches=(3,))
+    told.run(data, labels, None)
+    told.try_batches(data, judged=False)
+    assert told.stage().batch_dependent_logits is None
+    assert str(told.batch_dependence).startswith("image 1 gets other logits in a batch of 3")

@@ -11,8 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +42,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         monkeypatch.setitem(sys.modules, "pycuda", package)
         monkeypatch.setitem(sys.modules, "pycuda.driver", double.pycuda())
         monkeypatch.setitem(sys.modules, "tensorrt", double.tensorrt())
-        monkeypatch.setattr(tensorrt_runner, "gpu_for_tensorrt", lambda: Gpu("double", 86, 1 << 30))
-        monkeypatch.setattr(tensorrt_runner, "_detach", lambda context: context.detach())
+        monkeypatch.setattr(tensorrt_runner, "gpu_for_tensorrt", lambda package: Gpu("double", 86, 1 << 30))
+        monkeypatch.setattr(cuda_driver, "library", double.driver)
         tensorrt_package._logger.cache_clear()
         engine = tmp_path / "model.engine"
         engine.write_bytes(b"engine")
@@ -163,6 +162,24 @@ def test_threads_take_turns(install: Install) -> None:
     assert _nothing_left(double)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_runner_that_ends_in_another_thread_leaves_nothing(install: Install, fails: bool) -> None:
+    double = CudaDouble()
+    runner = TensorRTRunner(install(double))
+
+    def end() -> None:
+        if not fails:
+            runner.close()
+            return
+        double.fail["execute_async_v3"] = _raise(CudaError("an illegal memory access was encountered"))
+        with pytest.raises(CannotRunHere, match="illegal memory access"):
+            runner(_images(3))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(end).result()
+    assert _nothing_left(double)
+
+
 def _raise(error: BaseException) -> Callable[[], object]:
     def fail() -> object:
         raise error
@@ -261,24 +278,6 @@ def test_engine_with_two_inputs_is_refused(install: Install) -> None:
     with pytest.raises(InputError, match="has 2 inputs and 2 outputs"):
         TensorRTRunner(install(double))
     assert _nothing_left(double)
-
-
-@pytest.mark.parametrize("pushes", [True, False], ids=["pycuda leaves its push", "pycuda cleans up"])
-def test_letting_go_of_the_context_leaves_the_stack_as_it_was(monkeypatch: pytest.MonkeyPatch, pushes: bool) -> None:
-    stack = [5]  # another library's context
-
-    def get_current(handle: Any) -> int:
-        handle._obj.value = stack[-1]
-        return 0
-
-    def pop(handle: Any) -> int:
-        handle._obj.value = stack.pop()
-        return 0
-
-    library = SimpleNamespace(cuCtxGetCurrent=get_current, cuCtxPopCurrent_v2=pop)
-    monkeypatch.setattr(cuda_driver, "library", lambda: library)
-    tensorrt_runner._detach(SimpleNamespace(detach=lambda: stack.append(7) if pushes else None))
-    assert stack == [5]
 
 
 @pytest.mark.gpu
