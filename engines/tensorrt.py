@@ -290,8 +290,7 @@ def _parse(
     why = "; ".join(found) if found else reason(messages, "it has no outputs")
     raise BuilderRefusal(
         f"{job.onnx_path} is refused by the ONNX parser of {job.name} {api.__version__}: {why}.",
-        "`faq-deploy lint FILE --target tensorrt` says what TensorRT takes; export a run with --target tensorrt, or "
-        "keep that layer in float.",
+        "`faq-deploy lint FILE --target tensorrt` says more; export a run with --target tensorrt.",
     )
 
 
