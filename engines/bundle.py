@@ -89,7 +89,7 @@ def write_bundle(
     *,
     version: str,
     force: bool = False,
-    on_images: Callable[[int], None] = lambda count: None,
+    on_images: Callable[[int, int], None] = lambda count, total: None,
 ) -> Bundle:
     """Pack a run.
 
@@ -98,7 +98,7 @@ def write_bundle(
         output: the bundle, such as r18.tgz; it appears whole or not at all.
         version: of faq-deploy.
         force: replace a file that is there.
-        on_images: told how many more samples are done.
+        on_images: told how many more samples of how many are done.
 
     Returns:
         What was written; the same run gives the same bytes.

@@ -18,11 +18,11 @@ from engines.host import RuntimeName
 from engines.image_batches import BadImages, OnBad, batches
 from engines.image_files import class_folders
 from engines.images import ArrayImages, ImageFolder, ImageSet
-from engines.invariance import batch_dependence
+from engines.invariance import batch_sentence
 from engines.open_engine import open_engine
 from engines.opened_bundle import OpenedBundle, opened
 from engines.ort import OrtRunner
-from engines.parity import LogitParity, accuracy, compare_codes, compare_logits
+from engines.parity import LogitParity, accuracy, compare_codes, compare_logits, logits_of_bits
 from engines.reference import ReferenceRunner
 from engines.runner import FloatArray, Runner
 
@@ -215,7 +215,7 @@ class _Reference:
         if parity.first is not None and not self._first:
             self._first = layer_before(self._graph, parity.first.tensor)
         self._codes_left -= len(images)
-        return found["logits"].astype(np.int32).view(np.float32)
+        return logits_of_bits(found["logits"])
 
     def score(self) -> ReferenceScore:
         logits = compare_logits(np.concatenate(self._logits), np.concatenate(self._expected))
@@ -243,11 +243,10 @@ def _load(
 
 def _batch_sentence(bundle: OpenedBundle, runner: Runner) -> str:
     """Where nobody promises that a sum is the same in every batch, it is not looked for."""
-    profile = BuildOptions().profile
-    sizes = (profile.best, profile.largest)
-    in_float = bundle.manifest.float_parts
-    found = None if in_float else batch_dependence(runner, bundle.images()[:_BATCHED], sizes)
-    return "" if found is None else f"{runner.name}: {found}."
+    if bundle.manifest.float_parts:
+        return ""
+    said = batch_sentence(runner, bundle.images()[:_BATCHED], BuildOptions().profile)
+    return f"{runner.name}: {said}" if said else ""
 
 
 def _images(bundle: OpenedBundle, data: Path | None) -> ImageSet:

@@ -29,7 +29,7 @@ from PIL import Image
 from engines.errors import InputError
 from engines.image_files import read_image
 from engines.ort import OrtRunner
-from engines.parity import IntArray
+from engines.parity import IntArray, logits_of_bits
 from engines.preprocess import BadImage, PixelArray, Preprocessing, normalize
 from engines.qdq_graph import Constant, QdqGraph
 from engines.runner import FloatArray
@@ -90,7 +90,7 @@ def write_samples(
     pixels: PixelArray,
     labels: IntArray,
     preprocessing: Preprocessing,
-    on_images: Callable[[int], None] = lambda count: None,
+    on_images: Callable[[int, int], None] = lambda count, total: None,
 ) -> tuple[str, ...]:
     """Run the oracle on the samples and write them and what it gives.
 
@@ -101,7 +101,7 @@ def write_samples(
         pixels: uint8, shape (N, H, W, C), after resize and crop.
         labels: int64, shape (N,).
         preprocessing: turns pixels into network input.
-        on_images: told how many more images are done.
+        on_images: told how many more images of how many are done.
 
     Returns:
         The files written, relative to `folder`.
@@ -121,13 +121,13 @@ def write_samples(
     for start in range(0, len(images), _AT_ONCE):
         piece = images[start : start + _AT_ONCE]
         found = runner.codes(piece)
-        logits.append(found["logits"].astype(np.int32).view(np.float32))
+        logits.append(logits_of_bits(found["logits"]))
         for number, name in enumerate(runner.code_names):
             for offset, codes in enumerate(found[name]):
                 hashes[start + offset, number] = np.frombuffer(code_hash(codes), np.uint8)
         if start == 0:
             first = {f"codes_{n}": _as_int16(found[name][0]) for n, name in enumerate(runner.code_names)}
-        on_images(len(piece))
+        on_images(len(piece), len(images))
     runner.close()
     constants = constant_hashes(graph)
     arrays: dict[str, npt.NDArray[np.generic]] = {

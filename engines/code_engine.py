@@ -6,7 +6,6 @@ the layers, and the shipped engine's own logits are compared beside it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import onnx
 
 from engines.build_options import BuildOptions
+from engines.engine_source import temporary_onnx
 from engines.errors import InputError
 from engines.host import RuntimeName
 from engines.ort import OrtRunner
@@ -31,7 +31,7 @@ from engines.tensorrt_runner import TensorRTRunner
 __all__ = ["NO_CODE", "TensorRTCodeRunner", "codes_of", "open_code_engine", "with_code_outputs"]
 
 _SUFFIX: Final = ".shown"
-NO_CODE: Final = -(1 << 31)
+NO_CODE: Final = -(1 << 15)  # of 16 bits, as samples keep codes, and none of a network
 
 
 def open_code_engine(onnx_path: Path, runtime: RuntimeName, profile: Profile = DEFAULT_PROFILE) -> CodeRunner:
@@ -119,9 +119,8 @@ class TensorRTCodeRunner:
         prepared = prepare(load_model(onnx_path), runtime, sm, BuildOptions(profile=profile))
         model, self._steps = with_code_outputs(prepared.model)
         self.code_names: Sequence[str] = tuple(self._steps)
-        with tempfile.TemporaryDirectory(prefix="faq-deploy-") as folder:
-            source, engine = Path(folder) / "model.onnx", Path(folder) / "model.engine"
-            onnx.save(model, source)
+        with temporary_onnx(model) as source:
+            engine = source.with_suffix(".engine")
             if package == "tensorrt":
                 build_tensorrt(source, profile, engine)
             else:

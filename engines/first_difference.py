@@ -10,7 +10,8 @@ import onnx
 
 from engines.bundle_samples import Expected, code_hash, constant_hashes
 from engines.opened_bundle import OpenedBundle
-from engines.parity import IntArray, compare_codes
+from engines.operators import WEIGHTED
+from engines.parity import IntArray, compare_codes, logits_of_bits
 from engines.qdq_graph import QdqGraph
 from engines.runner import CodeRunner, FloatArray
 
@@ -18,7 +19,6 @@ __all__ = ["LOGITS", "Difference", "changed_constant", "earlier", "first_differe
 
 LOGITS: Final = "logits"
 
-_WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _NO_LAYER: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
 
 
@@ -79,7 +79,7 @@ def first_difference(
         for offset, codes in enumerate(found[name]):
             if code_hash(codes) != expected.codes[start + offset, number].tobytes():
                 return _located(bundle, name, start + offset, found[name] if start == 0 else None), compared
-    logits = found[LOGITS].astype(np.int32).view(np.float32)
+    logits = logits_of_bits(found[LOGITS])
     unequal = (logits != expected.logits[start : start + len(images)]).any(axis=1)
     if unequal.any():
         return _located(bundle, LOGITS, start + int(unequal.argmax()), None), compared
@@ -121,7 +121,7 @@ def layer_before(graph: QdqGraph, tensor: str) -> str:
         node = graph.producer.get(open_names.pop(0))
         if node is None:
             continue
-        if node.op_type in _WEIGHTED:
+        if node.op_type in WEIGHTED:
             return str(node.name)
         if node.op_type not in _NO_LAYER:
             first = first or str(node.name)

@@ -11,13 +11,13 @@ import onnx
 from engines.fixed_tensor import Refused, from_floats
 from engines.graph_edit import GraphEdit, layer_name
 from engines.half import LARGEST, SMALLEST_NORMAL, in_half
+from engines.operators import WEIGHTED
 from engines.qdq_graph import Constant, QdqGraph, attributes, read_graph
 from engines.tensor_kinds import FLOAT32, element_type, tensor_kinds
 from engines.turing_forms import for_every_gpu
 
 __all__ = ["fp16_baseline", "fp16_rest"]
 
-_LAYERS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # what may follow a layer in FP16; sums of squares and exponentials, which leave its range, stay FP32
 _FOLLOWERS: Final = frozenset(
     {
@@ -122,7 +122,7 @@ def _takes_half(node: onnx.NodeProto, kinds: dict[str, onnx.TypeProto]) -> bool:
 
 
 def _is_float_layer(graph: QdqGraph, node: onnx.NodeProto) -> bool:
-    if node.op_type not in _LAYERS:
+    if node.op_type not in WEIGHTED:
         return False
     weight = graph.constants.get(node.input[_weight(graph, node)])
     return weight is not None and weight.dtype == np.float32 and not _on_a_grid(weight)

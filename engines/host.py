@@ -21,6 +21,7 @@ __all__ = [
     "installed",
     "same_version",
     "this_host",
+    "tool_version",
 ]
 
 RuntimeName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
@@ -107,6 +108,14 @@ def installed(module: str) -> str | None:
         if importlib.util.find_spec(module) is not None:
             return version
     return None
+
+
+def tool_version() -> str:
+    """The version of faq-deploy, for records; `0+unknown` in a checkout that was never installed."""
+    try:
+        return importlib.metadata.version("faq-deploy")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
 
 
 def this_host() -> Host:

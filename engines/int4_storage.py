@@ -11,13 +11,13 @@ from onnx import TensorProto
 
 from engines.int4_tensor import NIBBLES, fits_int4, store_as_int4, store_as_int8
 from engines.newer_opset import at_int4_opset, is_same_there, opset, set_opset
+from engines.operators import WEIGHTED
 
 __all__ = ["holds_int4", "pack_int4", "unpack_int4"]
 
 _BEFORE: Final = "faq_deploy.unpacked"  # metadata: operator set and IR version of the file before it was packed
 # they move codes without looking at them
 _MOVES: Final = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-_LAYERS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def pack_int4(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -116,8 +116,10 @@ def _packable(model: onnx.ModelProto) -> set[str]:
 def _weights(graph: onnx.GraphProto) -> set[str]:
     """Tensors that only layers read, as their weights."""
     inputs = [(node, index, name) for node in graph.node for index, name in enumerate(node.input)]
-    own = {name for node, index, name in inputs if node.op_type in _LAYERS and (index == 1 or node.op_type == "MatMul")}
-    others = {name for node, index, name in inputs if node.op_type not in _LAYERS or index == 2}
+    own = {
+        name for node, index, name in inputs if node.op_type in WEIGHTED and (index == 1 or node.op_type == "MatMul")
+    }
+    others = {name for node, index, name in inputs if node.op_type not in WEIGHTED or index == 2}
     return own - others - {output.name for output in graph.output}
 
 

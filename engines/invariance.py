@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.errors import InputError
+from engines.profile import Profile
 from engines.runner import FloatArray, Runner
 
-__all__ = ["BatchDependence", "batch_dependence"]
+__all__ = ["BatchDependence", "batch_dependence", "batch_sentence"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,18 @@ def batch_dependence(runner: Runner, images: FloatArray, sizes: Sequence[int]) -
                     largest=float(np.abs(answers[position] - alone[order[position]]).max()),
                 )
     return None
+
+
+def batch_sentence(runner: Runner, images: FloatArray, profile: Profile) -> str:
+    """What `batch_dependence` finds at a profile's best and largest batch, as a sentence; empty where it finds nothing.
+
+    Args:
+        runner: a loaded engine.
+        images: as for `batch_dependence`.
+        profile: that the engine was built for.
+    """
+    found = batch_dependence(runner, images, (profile.best, profile.largest))
+    return "" if found is None else f"{found}."
 
 
 def _orders(count: int, size: int) -> Iterator[np.ndarray[tuple[int], np.dtype[np.intp]]]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx
 
 from engines.lint_view import Hit, few_bits, grid_text, grids, hit, is_weight, lone_codes, scale_of, shared_scale
+from engines.operators import WEIGHTED
 from engines.qdq_graph import Attribute, QdqGraph, attributes, constant, label, opset
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "unequal_concat_scales",
 ]
 
-_LAYERS: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _MATRIX_BITS: Final = 8
 _OLDEST_IR: Final = 8  # enough for every opset up to 18
 _IR_OF_OPSET: Final[Mapping[int, int]] = {19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13, 27: 13, 28: 14}
@@ -65,7 +65,7 @@ def bias_off_grid(graph: QdqGraph) -> Iterator[Hit]:
 def one_sided_layer(graph: QdqGraph) -> Iterator[Hit]:
     """A layer with one quantized input runs in float."""
     for node in graph.nodes:
-        if node.op_type not in _LAYERS:
+        if node.op_type not in WEIGHTED:
             continue
         sides = [bool(grids(graph, name)) for name in node.input[:2]]
         if sides[0] != sides[1] and not _resamples(graph, node):
@@ -80,7 +80,7 @@ def one_sided_layer(graph: QdqGraph) -> Iterator[Hit]:
 def float_skip_input(graph: QdqGraph) -> Iterator[Hit]:
     """The branch that a convolution does not fuse with must be quantized, or the Add runs in float (U7)."""
     for node, names in _adds(graph):
-        layers = [graph.producer[name].op_type in _LAYERS if name in graph.producer else False for name in names]
+        layers = [graph.producer[name].op_type in WEIGHTED if name in graph.producer else False for name in names]
         if any(layers) and not any(grids(graph, name) for name in names):
             skip = names[1] if layers[0] else names[0]
             yield hit(

@@ -18,7 +18,7 @@ from engines.bundle_archive import extract
 from engines.bundle_manifest import BundleManifest
 from engines.bundle_samples import Samples, load_samples
 from engines.errors import InputError, WriteError
-from engines.onnx_metadata import metadata_of
+from engines.onnx_metadata import metadata_of, modules_of
 from engines.preprocess import Preprocessing, normalize
 from engines.qdq_graph import QdqGraph, load_model, read_graph
 from engines.runner import FloatArray
@@ -107,7 +107,6 @@ def _read(bundle: Path, folder: Path, manifest: BundleManifest) -> OpenedBundle:
             f"{bundle}: {PREPROCESSING} is not how the images of its model were prepared, and accuracy would fall.",
             "write the bundle again with `faq-deploy bundle`.",
         )
-    modules = said.get("modules")
     samples = load_samples(folder, preprocessing)
     if samples.expected.tensors != graph.code_names:
         raise InputError(
@@ -119,7 +118,7 @@ def _read(bundle: Path, folder: Path, manifest: BundleManifest) -> OpenedBundle:
         folder=folder,
         manifest=manifest,
         graph=graph,
-        modules={str(k): str(v) for k, v in modules.items()} if isinstance(modules, dict) else {},
+        modules=modules_of(graph.model),
         preprocessing=preprocessing,
         classes=_classes(bundle, folder / CLASSES, said.get("classes")),
         samples=samples,

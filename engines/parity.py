@@ -20,6 +20,7 @@ __all__ = [
     "compare_codes",
     "compare_logits",
     "logit_bits",
+    "logits_of_bits",
     "tied_images",
     "top1",
     "topk",
@@ -139,6 +140,11 @@ def compare_logits(a: FloatArray, b: FloatArray) -> LogitParity:
     unequal = a != b  # equal infinities have no difference to compute
     distance = np.abs(a[unequal].astype(np.float64) - b[unequal].astype(np.float64))
     return LogitParity(len(a), int(np.count_nonzero(unequal)), float(distance.max(initial=0.0)), flips)
+
+
+def logits_of_bits(bits: IntArray) -> FloatArray:
+    """The float32 logits whose bits `logit_bits` gave."""
+    return bits.astype(np.int32).view(np.float32)
 
 
 def logit_bits(logits: FloatArray) -> IntArray:

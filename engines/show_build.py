@@ -20,7 +20,7 @@ from engines.doctor import diagnose
 from engines.engine_manifest import EngineManifest
 from engines.engine_plan import sentences
 from engines.errors import InputError
-from engines.host import RuntimeName
+from engines.host import RuntimeName, tool_version
 from engines.profile import parse_profile
 from engines.run_folder import RunFolder
 
@@ -53,7 +53,7 @@ def build(
     if options.get("dla"):
         raise refuse_dla()
     names, sms = cast(Sequence[RuntimeName], options["runtimes"]), cast(Sequence[int], options["sms"])
-    wanted, version = chosen_options(options), _version()
+    wanted, version = chosen_options(options), tool_version()
     if source.suffix == ".onnx" and not source.exists():
         raise InputError(f"{source} does not exist.", "check the path; `faq-deploy export RUN` writes RUN/model.onnx.")
     if source.is_file():
@@ -174,9 +174,3 @@ def _as_dict(result: BuildResult) -> dict[str, object]:
         "remedy": result.remedy,
         "manifest": manifest,
     }
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("faq-deploy")

@@ -6,8 +6,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
@@ -17,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from engines.bundle import Bundle, write_bundle
 from engines.bundle_eval import BundleReport, Limits, evaluate_bundle
 from engines.errors import InputError
-from engines.host import RuntimeName
+from engines.host import RuntimeName, tool_version
 from engines.parity import LogitParity
 from engines.run_folder import RunFolder
 from engines.show_build import chosen_options
@@ -59,14 +57,14 @@ def bundle(run: Path, output: Path, *, triton: bool, engine: str | None, force: 
         return
     if engine is not None:
         raise InputError("--engine goes with --triton; a bundle's engine is built on the box.", "leave out --engine.")
-    with _progress("expected codes", _count(run)) as progress:
+    with _progress("expected codes") as progress:
         task = progress.task_ids[0]
         made = write_bundle(
             RunFolder(run),
             output,
-            version=_version(),
+            version=tool_version(),
             force=force,
-            on_images=lambda count: progress.advance(task, count),
+            on_images=lambda count, total: progress.update(task, advance=count, total=total),
         )
     facts = {"bundle": str(output), "bytes": made.bytes, "manifest": made.manifest.model_dump(mode="json")}
     _print(_contents(made), facts, as_json=as_json)
@@ -93,7 +91,7 @@ def verify(bundle: Path, output: Path | None, options: Mapping[str, Any], *, as_
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file.", "name a folder with -o.")
     runtimes = cast(Sequence[RuntimeName], options["runtimes"])
-    found = verify_bundle(bundle, output, runtimes, chosen_options(options), version=_version(), say=_say)
+    found = verify_bundle(bundle, output, runtimes, chosen_options(options), version=tool_version(), say=_say)
     verdict = _VERDICTS[found.exit_code].format(run=found.run)
     facts = {"exit_code": found.exit_code, "verdict": verdict, **asdict(found)}
     _print([*sentences(found), verdict], facts, as_json=as_json)
@@ -128,14 +126,14 @@ def evaluate(run: Path | None, bundle: Path, options: Mapping[str, Any], *, as_j
         )
     data = None if options["data"] is None else Path(options["data"])
     limits = Limits(options["max_drop"], options["max_flips"], options["allow_skip"])
-    with _progress("images", None) as progress:
+    with _progress("images") as progress:
         task = progress.task_ids[0]
         report = evaluate_bundle(
             bundle,
             data,
             engines,
             limits,
-            version=_version(),
+            version=tool_version(),
             batch_size=options["batch_size"],
             code_images=options["code_images"],
             reference_images=options["reference_images"],
@@ -192,23 +190,13 @@ def _contents(made: Bundle) -> list[str]:
     ]
 
 
-def _count(run: Path) -> int | None:
-    """Samples of a run, for the progress bar; what is wrong with them is said later."""
-    from engines.bundle_samples import pixels_of_run
-
-    try:
-        return len(pixels_of_run(run / "samples.npz")[1])
-    except InputError:
-        return None
-
-
-def _progress(what: str, total: int | None) -> Progress:
+def _progress(what: str) -> Progress:
     """A bar on stderr, which stays away where that is no terminal."""
     console = Console(stderr=True)
     bar = Progress(
         TextColumn(what), BarColumn(), MofNCompleteColumn(), console=console, disable=not console.is_terminal
     )
-    bar.add_task(what, total=total)
+    bar.add_task(what, total=None)
     return bar
 
 
@@ -227,10 +215,3 @@ def _print(lines: Sequence[str], facts: Mapping[str, object], *, as_json: bool) 
 
 def _percent(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f} %"
-
-
-def _version() -> str:
-    try:
-        return version_of("faq-deploy")
-    except PackageNotFoundError:
-        return "0+unknown"

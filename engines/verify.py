@@ -17,7 +17,7 @@ from engines.code_engine import open_code_engine
 from engines.errors import CannotRunHere, FaqError
 from engines.first_difference import Difference, changed_constant, earlier, first_difference
 from engines.host import RuntimeName, this_host
-from engines.invariance import batch_dependence
+from engines.invariance import batch_sentence
 from engines.open_engine import open_engine
 from engines.opened_bundle import OpenedBundle, opened
 from engines.parity import LogitParity, compare_logits
@@ -219,8 +219,9 @@ def _check_engine(
     try:
         runner = open_engine(folder, manifest.onnx_sha256)
         try:
-            logits = _logits(runner, bundle.images(), options)
-            batch = _batch_sentence(runner, bundle.images(), options)
+            images = bundle.images()
+            logits = _logits(runner, images, options)
+            batch = batch_sentence(runner, images, options.profile)
         finally:
             runner.close()
     except CannotRunHere as error:
@@ -250,13 +251,6 @@ def _check_engine(
 def _logits(runner: Runner, images: FloatArray, options: BuildOptions) -> FloatArray:
     size = options.profile.best
     return np.concatenate([runner(images[i : i + size]) for i in range(0, len(images), size)])
-
-
-def _batch_sentence(runner: Runner, images: FloatArray, options: BuildOptions) -> str:
-    profile = options.profile
-    sizes = sorted({min(size, len(images)) for size in (profile.smallest, profile.best, profile.largest)})
-    found = batch_dependence(runner, images, sizes)
-    return "" if found is None else f"{found}."
 
 
 def _compare_codes(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from engines.ort import OrtRunner
-from engines.parity import compare_codes, compare_logits
+from engines.parity import compare_codes, compare_logits, logits_of_bits
 from engines.reference import ReferenceRunner
 from engines.runner import CodeRunner, FloatArray
 from faq_deploy.stored_net import StoredNet
@@ -143,7 +143,7 @@ class _Total:
 
     def add(self, wanted: Mapping[str, IntArray], logits: FloatArray, found: Mapping[str, IntArray]) -> None:
         self.codes.add(wanted, found)
-        close = compare_logits(logits, found["logits"].astype(np.int32).view(np.float32))
+        close = compare_logits(logits, logits_of_bits(found["logits"]))
         self.flips += close.flips
         self.largest = max(self.largest, close.largest_difference)
 

@@ -12,12 +12,23 @@ from typing import Any, Final
 import numpy as np
 
 from engines import bundle_archive
+from engines.bundle import write_bundle
 from engines.bundle_archive import extract
 from engines.bundle_manifest import MANIFEST, BundleManifest, FileFacts
 from engines.run_folder import RunFolder
 from tests.engine_nets import VERSION, exported_run
 
-__all__ = ["CLASSES", "METADATA", "entry", "manifest_of", "packed", "raw_archive", "resigned", "run_with_samples"]
+__all__ = [
+    "CLASSES",
+    "METADATA",
+    "bundle_of",
+    "entry",
+    "manifest_of",
+    "packed",
+    "raw_archive",
+    "resigned",
+    "run_with_samples",
+]
 
 CLASSES: Final = [f"class {index}" for index in range(10)]
 METADATA: Final[Mapping[str, object]] = {
@@ -46,6 +57,11 @@ def run_with_samples(folder: Path, count: int = 5, **flags: Any) -> RunFolder:
     np.savez_compressed(folder / "samples.npz", pixels=pixels, labels=np.arange(count) % 10)
     run.record("calibrate", version=VERSION, outputs=["samples.npz"])
     return run
+
+
+def bundle_of(folder: Path, **flags: Any) -> Path:
+    """A bundle of such a run; `flags` as for `exported_run`."""
+    return write_bundle(run_with_samples(folder / "r18", **flags), folder / "r18.tgz", version=VERSION).path
 
 
 def manifest_of(files: Mapping[str, bytes], **changes: Any) -> BundleManifest:

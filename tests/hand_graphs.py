@@ -12,6 +12,7 @@ import torch
 from onnx import helper
 from torch import Tensor
 
+from engines.parity import logits_of_bits
 from engines.reference import ReferenceRunner
 from faq_deploy.batch_norm import BatchNormMode
 from faq_deploy.calibrate import calibrate
@@ -203,5 +204,5 @@ def assert_same_codes(
             for name, value in wanted.items():
                 assert np.array_equal(value.reshape(exact[name].shape), exact[name]), name
             if len(outputs) == 1:
-                assert np.array_equal(outputs[0].numpy(), exact["logits"].astype(np.int32).view(np.float32))
+                assert np.array_equal(outputs[0].numpy(), logits_of_bits(exact["logits"]))
     return model

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engines import bundle_eval
-from engines.bundle import write_bundle
+from engines import bundle_eval, invariance
 from engines.bundle_eval import BundleReport, Limits, evaluate_bundle
 from engines.errors import CannotRunHere, InputError
 from engines.opened_bundle import opened
@@ -18,7 +17,7 @@ from engines.ort import OrtRunner
 from engines.parity import LogitParity
 from engines.reference import ReferenceRunner
 from engines.runner import FloatArray, Runner
-from tests.bundles import CLASSES, run_with_samples
+from tests.bundles import CLASSES, bundle_of
 from tests.engine_nets import VERSION
 
 CODES = 3 * 16 * 16 + 8  # of one image: the input's and the pool's
@@ -26,15 +25,13 @@ CODES = 3 * 16 * 16 + 8  # of one image: the input's and the pool's
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    return write_bundle(run_with_samples(folder / "r18"), folder / "r18.tgz", version=VERSION).path
+    return bundle_of(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")
 def with_float(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A net whose classifier was left in float."""
-    folder = tmp_path_factory.mktemp("float")
-    return write_bundle(run_with_samples(folder / "r", gemm=True), folder / "r.tgz", version=VERSION).path
+    return bundle_of(tmp_path_factory.mktemp("float"), gemm=True)
 
 
 def judged(
@@ -145,13 +142,13 @@ def test_engine_is_closed_when_an_image_is_bad(bundle: Path, tmp_path: Path, mon
 
 
 def test_image_that_depends_on_its_batch_breaks_a_gate(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_eval, "batch_dependence", lambda runner, images, sizes: f"image 1 of {sizes}")
+    monkeypatch.setattr(invariance, "batch_dependence", lambda runner, images, sizes: f"image 1 of {sizes}")
     report = judged(bundle)
     assert (report.exit_code, report.broken) == (1, ("onnxruntime: image 1 of (8, 32).",))
 
 
 def test_batches_are_not_judged_where_parts_are_in_float(with_float: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_eval, "batch_dependence", lambda runner, images, sizes: "image 1")
+    monkeypatch.setattr(invariance, "batch_dependence", lambda runner, images, sizes: "image 1")
     report = judged(with_float)
     assert (report.exit_code, report.engines[0].batch) == (0, "")
 

@@ -46,10 +46,12 @@ def graph_of(model: Path) -> QdqGraph:
 @pytest.fixture
 def folder(model: Path, tmp_path: Path) -> Path:
     """Three samples, written."""
-    seen: list[int] = []
-    written = write_samples(tmp_path / "b", model, graph_of(model), PIXELS, LABELS, SPEC, seen.append)
+    seen: list[tuple[int, int]] = []
+    written = write_samples(
+        tmp_path / "b", model, graph_of(model), PIXELS, LABELS, SPEC, lambda *said: seen.append(said)
+    )
     assert written == ("samples/00.png", "samples/01.png", "samples/02.png", EXPECTED)
-    assert seen == [2, 1]
+    assert seen == [(2, 3), (1, 3)]
     return tmp_path / "b"
 
 

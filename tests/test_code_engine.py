@@ -11,6 +11,7 @@ import pytest
 
 from engines import code_engine
 from engines.build_options import BuildOptions
+from engines.bundle_samples import code_hash
 from engines.code_engine import NO_CODE, TensorRTCodeRunner, codes_of, open_code_engine, with_code_outputs
 from engines.errors import CannotRunHere, InputError
 from engines.host import RuntimeName, this_host
@@ -75,6 +76,11 @@ def test_codes_that_nothing_reads_are_refused() -> None:
 def test_value_beside_the_grid_is_no_code() -> None:
     values = np.array([0.0, -0.5, 63.5, 0.25, np.nan, np.inf], np.float32)
     assert codes_of(values, 0.5).tolist() == [0, -1, 127, NO_CODE, NO_CODE, NO_CODE]
+
+
+def test_value_beside_the_grid_is_hashed_as_a_difference() -> None:
+    codes = codes_of(np.array([0.25, 1.0], np.float32), 0.5)
+    assert code_hash(codes) != code_hash(codes_of(np.array([0.0, 1.0], np.float32), 0.5))
 
 
 @needs_rtx

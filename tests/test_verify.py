@@ -13,9 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from engines import verify
+from engines import invariance, verify
 from engines.build_options import BuildOptions
-from engines.bundle import write_bundle
 from engines.errors import CannotRunHere, InputError
 from engines.first_difference import Difference, layer_before
 from engines.host import Host
@@ -26,7 +25,7 @@ from engines.qdq_graph import load_model, read_graph
 from engines.runner import FloatArray, Runner
 from engines.verify import Verification, verify_bundle
 from engines.verify_text import sentences
-from tests.bundles import resigned, run_with_samples
+from tests.bundles import bundle_of, resigned
 from tests.engine_nets import VERSION, classifier
 
 OPTIONS = BuildOptions(profile=Profile(1, 2, 4))
@@ -34,15 +33,13 @@ OPTIONS = BuildOptions(profile=Profile(1, 2, 4))
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    return write_bundle(run_with_samples(folder / "r18"), folder / "r18.tgz", version=VERSION).path
+    return bundle_of(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")
 def with_float(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A net whose classifier was left in float."""
-    folder = tmp_path_factory.mktemp("float")
-    return write_bundle(run_with_samples(folder / "r", gemm=True), folder / "r.tgz", version=VERSION).path
+    return bundle_of(tmp_path_factory.mktemp("float"), gemm=True)
 
 
 def verified(bundle: Path) -> Verification:
@@ -192,7 +189,7 @@ def test_image_that_depends_on_its_batch_is_exit_code_1(bundle: Path, monkeypatc
         sizes.append(list(wanted))
         return "image 2 differs between batches of 1 and 4"
 
-    monkeypatch.setattr(verify, "batch_dependence", dependent)
+    monkeypatch.setattr(invariance, "batch_dependence", dependent)
     found = verified(bundle)
     assert (found.exit_code, found.engines[0].batch) == (1, "image 2 differs between batches of 1 and 4.")
     assert sizes == [[1, 2, 4]]
