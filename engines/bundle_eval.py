@@ -245,7 +245,8 @@ def _batch_sentence(bundle: OpenedBundle, runner: Runner) -> str:
     """Where nobody promises that a sum is the same in every batch, it is not looked for."""
     if bundle.manifest.float_parts:
         return ""
-    said = batch_sentence(runner, bundle.images()[:_BATCHED], BuildOptions().profile)
+    profile = BuildOptions().profile
+    said = batch_sentence(runner, bundle.images()[:_BATCHED], (profile.best, profile.largest))
     return f"{runner.name}: {said}" if said else ""
 
 

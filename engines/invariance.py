@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from engines.errors import InputError
-from engines.profile import Profile
 from engines.runner import FloatArray, Runner
 
 __all__ = ["BatchDependence", "batch_dependence", "batch_sentence"]
@@ -72,15 +71,9 @@ def batch_dependence(runner: Runner, images: FloatArray, sizes: Sequence[int]) -
     return None
 
 
-def batch_sentence(runner: Runner, images: FloatArray, profile: Profile) -> str:
-    """What `batch_dependence` finds at a profile's best and largest batch, as a sentence; empty where it finds nothing.
-
-    Args:
-        runner: a loaded engine.
-        images: as for `batch_dependence`.
-        profile: that the engine was built for.
-    """
-    found = batch_dependence(runner, images, (profile.best, profile.largest))
+def batch_sentence(runner: Runner, images: FloatArray, sizes: Sequence[int]) -> str:
+    """What `batch_dependence` finds, as a sentence; empty where it finds nothing. Arguments are as there."""
+    found = batch_dependence(runner, images, sizes)
     return "" if found is None else f"{found}."
 
 

@@ -21,6 +21,7 @@ from engines.invariance import batch_sentence
 from engines.open_engine import open_engine
 from engines.opened_bundle import OpenedBundle, opened
 from engines.parity import LogitParity, compare_logits
+from engines.profile import Profile
 from engines.reference import ReferenceRunner
 from engines.runner import FloatArray, Runner
 
@@ -221,7 +222,7 @@ def _check_engine(
         try:
             images = bundle.images()
             logits = _logits(runner, images, options)
-            batch = batch_sentence(runner, images, options.profile)
+            batch = batch_sentence(runner, images, _sizes(options.profile, len(images)))
         finally:
             runner.close()
     except CannotRunHere as error:
@@ -251,6 +252,11 @@ def _check_engine(
 def _logits(runner: Runner, images: FloatArray, options: BuildOptions) -> FloatArray:
     size = options.profile.best
     return np.concatenate([runner(images[i : i + size]) for i in range(0, len(images), size)])
+
+
+def _sizes(profile: Profile, images: int) -> list[int]:
+    """The batches of a profile, as far as the samples fill them."""
+    return sorted({min(size, images) for size in (profile.smallest, profile.best, profile.largest)})
 
 
 def _compare_codes(
