@@ -98,15 +98,56 @@ class QuantizedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, ...) float32, same shape out."""
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        if self.training:
-            dims = [d for d in range(x.dim()) if d != 1]
-            var, mean = torch.var_mean(x, dims, correction=0)
-            with torch.no_grad():
-                count = x.numel() / x.shape[1]
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
+        if not self.training:
+            return _scaled(x, *self.constants(self.running_mean, self.running_var))
+        with torch.no_grad():
+            unused = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+            mean, var = torch.ops.aten.batch_norm_update_stats(x, *unused, 0.0)  # three times var_mean's speed
+            count = x.numel() / x.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
             a, c = self.constants(mean, var)
-        else:
-            a, c = self.constants(self.running_mean, self.running_var)
-        return x * a.reshape(shape) + c.reshape(shape)
+        result: Tensor = _Normalize.apply(x, self.weight, self.bias, a, c, mean, torch.rsqrt(var + self.eps))
+        return result
+
+
+def _scaled(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    return torch.addcmul(c.reshape(shape), x, a.reshape(shape))
+
+
+class _Normalize(torch.autograd.Function):
+    """a·x + c, differentiated as a batch norm whose a and c pass gradients straight through their grids.
+
+    torch's kernel for a batch norm's gradient has one factor a where ours has a before quantizing in one term and after
+    it in the others: an inverse deviation scaled by the root of their ratio gives both.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        a: Tensor,
+        c: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, a, mean, scale)
+        return _scaled(x, a, c)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
+        x, weight, a, mean, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+        plain = weight * scale  # a before it was quantized
+        small = plain.abs() < 1e-20
+        used = torch.where(a == 0, 1e-6 * plain, a)
+        used = torch.where(small, 1e-20, used)
+        root = torch.where(small, 1.0, plain / used).abs().sqrt()
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, used / (scale * root), None, None, mean, scale * root, True, 0.0, [True, True, True]
+        )
+        return of_x, of_weight / root, of_bias, None, None, None, None

@@ -143,3 +143,30 @@ def test_gradients_reach_every_parameter(mode: str) -> None:
     net(images()).square().sum().backward()
     missing = [name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
     assert missing == []
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_are_those_of_the_formula(layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight, bias = torch.randn(6, generator=generator), torch.randn(6, generator=generator)
+    weight[1], weight[4] = 0.001, 0.0  # a multiplier that rounds to 0, and one that is 0
+    norm = QuantizedBatchNorm(
+        weight, bias, torch.zeros(6), torch.ones(6), eps=1e-3, momentum=0.1, constants="paper"
+    ).train()
+    norm.mode = "quantize"
+    values = 3 * torch.randn(16, 6, 5, 5, generator=generator) + 1
+    upstream = torch.randn(16, 6, 5, 5, generator=generator)
+
+    x = values.clone().contiguous(memory_format=layout).requires_grad_()
+    norm(x).backward(upstream)
+    found = x.grad, norm.weight.grad, norm.bias.grad
+
+    norm.weight.grad = norm.bias.grad = None
+    plain = values.clone().requires_grad_()
+    var, mean = torch.var_mean(plain, (0, 2, 3), correction=0)
+    a, c = norm.constants(mean, var)
+    (plain * a.reshape(1, -1, 1, 1) + c.reshape(1, -1, 1, 1)).backward(upstream)
+    wanted = plain.grad, norm.weight.grad, norm.bias.grad
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours is not None and theirs is not None
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
