@@ -7,10 +7,12 @@ from pathlib import Path
 
 import rich_click as click
 
+from faq_deploy.cli_analyze import analyze
 from faq_deploy.cli_edge import build_options, bundle_options, lint_options, verify_options
 from faq_deploy.cli_errors import ErrorGroup
 from faq_deploy.cli_inspect import inspect_options
 from faq_deploy.cli_options import eval_options, float_options, json_option, training_options
+from faq_deploy.cli_recipes import recipes
 
 __all__ = ["main"]
 
@@ -248,29 +250,8 @@ def doctor(as_json: bool) -> None:
     show_build.doctor(as_json=as_json)
 
 
-@main.group(invoke_without_command=True)
-@click.pass_context
-def recipes(context: click.Context) -> None:
-    """List the recipes that come with the tool, or show one.
-
-    \b
-    Examples:
-      faq-deploy recipes
-      faq-deploy recipes show faq-4bit
-    """
-    if context.invoked_subcommand is None:
-        from faq_deploy import show_recipes
-
-        show_recipes.listing()
-
-
-@recipes.command(name="show")
-@click.argument("name")
-def show_recipe(name: str) -> None:
-    """The TOML of recipe NAME, ready to save and change."""
-    from faq_deploy import show_recipes
-
-    show_recipes.one(name)
+main.add_command(analyze)
+main.add_command(recipes)
 
 
 @main.command()

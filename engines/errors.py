@@ -11,9 +11,13 @@ class FaqError(Exception):
     Args:
         what: one sentence that names the thing and what is wrong with it.
         remedy: what to do about it; printed after `Note:`.
+
+    Attributes:
+        told: another process of the same run says it; the CLI exits without a word.
     """
 
     exit_code = 2
+    told = False
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what, remedy)

@@ -14,12 +14,17 @@ from PIL import Image, UnidentifiedImageError
 from engines.errors import InputError
 from engines.preprocess import BadImage
 
-__all__ = ["SUFFIXES", "ClassOrder", "class_folders", "image_files", "is_number", "read_image"]
+__all__ = [
+    *("SUFFIXES", "VALIDATION_FOLDERS", "ClassOrder"),
+    *("class_folders", "decode_image", "image_files", "is_number", "read_image"),
+]
 
 ClassOrder = Literal["lexical", "numeric"]
 
 # torchvision's list, so that both see the same files
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+
+VALIDATION_FOLDERS: Final = ("val", "valid", "validation", "test")
 
 # what Pillow's decoders raise on damaged files, besides OSError
 _DECODER_ERRORS: Final = (
@@ -97,6 +102,21 @@ def read_image(path: Path) -> Image.Image:
         raise InputError(
             f"{path} could not be read: {error.strerror}.", "check that it is there and readable."
         ) from error
+    return decode_image(content)
+
+
+def decode_image(content: bytes) -> Image.Image:
+    """Decode the content of an image file as it is stored, completely.
+
+    Args:
+        content: all of the file.
+
+    Returns:
+        The first picture in it, its data loaded.
+
+    Raises:
+        BadImage: damaged, truncated, not an image, or with more pixels than Pillow deems safe.
+    """
     try:
         image = Image.open(io.BytesIO(content))
         if Image.MAX_IMAGE_PIXELS is None or image.width * image.height <= Image.MAX_IMAGE_PIXELS:

@@ -141,6 +141,9 @@ class ArrayImages:
         self.name, self.classes, self.preprocessing = name, tuple(classes), preprocessing
         self.labels: IndexArray = np.asarray(labels, np.int64)
         self._pixels = pixels
+        # nothing to resize, crop or convert: most of the time would go into the way to Pillow and back
+        size = preprocessing.crop_size or pixels.shape[1:3]
+        self._ready = preprocessing.resize is None and (*size, preprocessing.channels) == pixels.shape[1:]
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -149,7 +152,7 @@ class ArrayImages:
         return to_color(self._picture(index), self.preprocessing)
 
     def pixels(self, index: int) -> PixelArray:
-        return to_pixels(self._picture(index), self.preprocessing)
+        return self._pixels[index].copy() if self._ready else to_pixels(self._picture(index), self.preprocessing)
 
     def identity(self, index: int) -> str:
         return str(index)

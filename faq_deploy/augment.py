@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import hashlib
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from itertools import pairwise
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode, v2
+from torch.utils.data import Dataset
 
-from engines.errors import CannotRunHere, FaqError, InputError
+from engines.errors import FaqError, InputError
 from engines.image_batches import BadImages, OnBad, require_equal_sizes
 from engines.images import ImageSet, IndexArray
 from engines.preprocess import BadImage, PixelArray, normalize
 from faq_deploy.data import Augment
+from faq_deploy.loading_processes import from_workers
+from faq_deploy.random_views import moved, moves, random_part, seed_of
 
-__all__ = ["TrainingData", "epoch_order", "steps_per_epoch", "training_batches"]
-
-_CIFAR_PADDING: Final = 4  # pixels; paper 4.9 pads so before the random crop
-_SHIFT: Final = 1  # pixels
+__all__ = ["TrainingData", "epoch_order", "require_shares", "steps_per_epoch", "training_batches"]
 
 
 @dataclass(frozen=True)
@@ -70,27 +62,42 @@ class TrainingData(Dataset[tuple[PixelArray, int]]):
         Raises:
             BadImage: the image can't be used.
         """
-        return self._pixels(index), int(self.images.labels[index])
+        pixels = self.moved(self.pixels(index)[np.newaxis], np.array([index]))[0]
+        return pixels, int(self.images.labels[index])
 
     def at_epoch(self, epoch: int) -> TrainingData:
         """The same images as another epoch sees them."""
         return replace(self, epoch=epoch)
 
-    def _pixels(self, index: int) -> PixelArray:
-        if self.augment == "none":
+    def pixels(self, index: int) -> PixelArray:
+        """One image as far as it is made alone: a random part of its picture, or all of it, still to be `moved`.
+
+        Args:
+            index: which one.
+
+        Returns:
+            uint8, shape (H, W, C).
+
+        Raises:
+            BadImage: the image can't be used.
+        """
+        if self.augment != "imagenet":
             return self.images.pixels(index)
-        with torch.random.fork_rng(devices=[]):
-            # the CPU generator only: torch.manual_seed would also reset CUDA's, which fork_rng does not restore here
-            torch.default_generator.manual_seed(_seed("augment", self.seed, self.epoch, index))
-            if self.augment == "imagenet":
-                spec = self.images.preprocessing
-                height, width = spec.crop_size or (0, 0)
-                picture = _random_part(height, width, spec.interpolation)(self.images.raw(index))
-                return np.array(picture, np.uint8).reshape(height, width, spec.channels)
-            pixels = self.images.pixels(index)
-            transform = _random_shift(pixels.shape[0], pixels.shape[1], self.augment)
-            shifted = transform(torch.from_numpy(pixels).permute(2, 0, 1))
-            return np.ascontiguousarray(shifted.permute(1, 2, 0).numpy())
+        return random_part(self.images.raw(index), self.images.preprocessing, self.seed, self.epoch, index)
+
+    def moved(self, pixels: PixelArray, indices: IndexArray) -> PixelArray:
+        """The rest of the augmentation, which is cheap only for many images at once.
+
+        Args:
+            pixels: what `pixels` gave, stacked; uint8, shape (N, H, W, C).
+            indices: which images these are, int64, shape (N,).
+
+        Returns:
+            uint8, shape (N, H, W, C).
+        """
+        if self.augment not in ("shift", "cifar"):
+            return pixels
+        return moved(pixels, moves(self.augment, self.seed, self.epoch, len(self.images))[indices])
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> IndexArray:
@@ -104,7 +111,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> IndexArray:
     Returns:
         A permutation of 0..count-1, int64.
     """
-    return np.random.default_rng(_seed("order", seed, epoch)).permutation(count)
+    return np.random.default_rng(seed_of("order", seed, epoch)).permutation(count)
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -117,6 +124,28 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return len(_boundaries(count, batch_size)) - 1
 
 
+def require_shares(count: int, batch_size: int, ranks: int) -> None:
+    """Refuse, before training, batches with fewer images than there are processes to share them.
+
+    Args:
+        count: images an epoch.
+        batch_size: images a batch, of all processes together.
+        ranks: processes that train together.
+
+    Raises:
+        InputError: a batch can't give each of them an image.
+    """
+    bounds = _boundaries(count, batch_size)
+    sizes = np.diff(bounds)
+    if sizes.min() >= ranks:
+        return
+    which = "The last batch of an epoch" if sizes[0] >= ranks else "A batch"
+    raise InputError(
+        f"{which} has {sizes.min()} of the {count} images, too few for {ranks} processes that share each batch.",
+        "pass another --batch-size, or fewer --devices.",
+    )
+
+
 def training_batches(
     data: TrainingData,
     order: IndexArray,
@@ -124,10 +153,15 @@ def training_batches(
     *,
     start_step: int = 0,
     workers: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
     on_bad: OnBad = "error",
     bad: BadImages | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of one epoch, from any step on; step s is the same whatever `start_step` and `workers` are.
+
+    Processes that train together cut each of these batches into consecutive parts of nearly equal size, so that their
+    parts in the order of the ranks are the batch of one process.
 
     Args:
         data: the images at this epoch.
@@ -135,6 +169,8 @@ def training_batches(
         batch_size: images a batch; a last batch of one is merged into the one before.
         start_step: the first step to yield, to resume within an epoch.
         workers: processes that load ahead; 0 loads in this one. They send uint8 pixels by pipe, not by shared memory.
+        rank: which part of each batch to yield, counted from 0.
+        ranks: into how many parts a batch is cut; `require_shares` says beforehand whether all can be had.
         on_bad: "error" stops at an image that can't be used; "skip" puts the next usable one of the order in its place.
         bad: what was skipped is added here; "skip" needs it, so that nothing is left out unseen.
 
@@ -148,9 +184,11 @@ def training_batches(
     """
     if on_bad == "skip" and bad is None:
         raise ValueError("on_bad='skip' needs a BadImages to count what is skipped")
-    steps = _Steps(data, order, _boundaries(len(order), batch_size), on_bad)
+    steps = _Steps(data, order, _shares(len(order), batch_size, rank, ranks), on_bad)
+    if data.augment in ("shift", "cifar"):
+        moves(data.augment, data.seed, data.epoch, len(data.images))  # drawn once, before processes are forked
     wanted = range(start_step, len(steps))
-    for loaded in _from_workers(steps, wanted, workers) if workers else map(steps.__getitem__, wanted):
+    for loaded in from_workers(steps, wanted, workers) if workers else map(steps.__getitem__, wanted):
         if isinstance(loaded, FaqError):
             raise loaded
         if bad is not None:
@@ -172,72 +210,33 @@ class _Loaded:
 class _Steps(Dataset["_Loaded | FaqError"]):
     """One item a training step. Errors are returned: raised in a worker, they would come back as another type."""
 
-    def __init__(self, data: TrainingData, order: IndexArray, boundaries: Sequence[int], on_bad: OnBad) -> None:
-        self.data, self.order, self.boundaries, self.on_bad = data, order, boundaries, on_bad
+    def __init__(self, data: TrainingData, order: IndexArray, shares: Sequence[range], on_bad: OnBad) -> None:
+        self.data, self.order, self.shares, self.on_bad = data, order, shares, on_bad
 
     def __len__(self) -> int:
-        return len(self.boundaries) - 1
+        return len(self.shares)
 
     def __getitem__(self, step: int) -> _Loaded | FaqError:
         bad: dict[str, str] = {}
         try:
-            items = [self._usable(i, bad) for i in range(self.boundaries[step], self.boundaries[step + 1])]
+            items = [self._usable(position, bad) for position in self.shares[step]]
             require_equal_sizes([(self.data.images.identity(index), pixels) for index, pixels in items])
         except FaqError as error:
             return error
-        labels = self.data.images.labels[[index for index, _ in items]]
-        return _Loaded(np.stack([pixels for _, pixels in items]), labels, bad)
+        indices = np.array([index for index, _ in items], np.int64)
+        pixels = self.data.moved(np.stack([pixels for _, pixels in items]), indices)
+        return _Loaded(pixels, self.data.images.labels[indices], bad)
 
     def _usable(self, position: int, bad: dict[str, str]) -> tuple[int, PixelArray]:
         for ahead in range(len(self.order)):
             index = int(self.order[(position + ahead) % len(self.order)])
             try:
-                return index, self.data[index][0]
+                return index, self.data.pixels(index)
             except BadImage as error:
                 if self.on_bad == "error":
                     raise InputError(error.what, f"{error.remedy} Or pass --on-bad-image skip.") from error
                 bad[self.data.images.identity(index)] = error.what
         raise InputError(f"{self.data.images.name} has no image that can be used.", "check the files.")
-
-
-def _from_workers(steps: _Steps, wanted: range, workers: int) -> Iterator[_Loaded | FaqError]:
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=wanted,
-        num_workers=workers,
-        worker_init_fn=_ignore_interrupts,
-        generator=torch.Generator(),  # else the loader draws from the global generator, and workers change the run
-    )
-    try:
-        with _child_signal_kept():
-            loading = iter(loader)
-        yield from loading
-    except RuntimeError as error:
-        if not str(error).startswith(
-            "DataLoader worker"
-        ):  # an error inside a live worker is "Caught ... in DataLoader"
-            raise
-        raise CannotRunHere(
-            "A data loading process died, most often for want of memory.", "pass fewer --workers, or --workers 0."
-        ) from error
-
-
-@contextlib.contextmanager
-def _child_signal_kept() -> Iterator[None]:
-    """Undo the loader's SIGCHLD handler: it raises anywhere in the program, while the loader itself notices too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
-
-
-def _ignore_interrupts(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides what it means
 
 
 def _boundaries(count: int, batch_size: int) -> list[int]:
@@ -247,28 +246,6 @@ def _boundaries(count: int, batch_size: int) -> list[int]:
     return bounds
 
 
-@functools.lru_cache(maxsize=64)
-def _random_shift(height: int, width: int, augment: Augment) -> Callable[[Tensor], Tensor]:
-    if augment == "shift":
-        shift: Callable[[Tensor], Tensor] = v2.RandomCrop((height, width), padding=_SHIFT)
-        return shift
-    both: Callable[[Tensor], Tensor] = v2.Compose(
-        [v2.RandomCrop((height, width), padding=_CIFAR_PADDING), v2.RandomHorizontalFlip()]
-    )
-    return both
-
-
-@functools.lru_cache(maxsize=4)
-def _random_part(height: int, width: int, interpolation: str) -> Callable[[Image.Image], Image.Image]:
-    part: Callable[[Image.Image], Image.Image] = v2.Compose(
-        [
-            v2.RandomResizedCrop((height, width), interpolation=InterpolationMode(interpolation), antialias=True),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
-    return part
-
-
-def _seed(purpose: str, *numbers: int) -> int:
-    text = "/".join([purpose, *map(str, numbers)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+def _shares(count: int, batch_size: int, rank: int, ranks: int) -> list[range]:
+    bounds = _boundaries(count, batch_size)
+    return [range(a + (b - a) * rank // ranks, a + (b - a) * (rank + 1) // ranks) for a, b in pairwise(bounds)]

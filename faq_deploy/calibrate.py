@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -53,7 +54,7 @@ def calibrate(
 
     Args:
         net: its weights are still those of the float model.
-        batches: float32 images, shape (N, C, H, W), normalized.
+        batches: float32 images, shape (N, C, H, W), normalized; not looked at by method `fixed`.
         section: method, percentiles and rounding of the recipe.
         target: `paper` gives pooled tensors the exponent of what they pool (A20).
 
@@ -65,9 +66,13 @@ def calibrate(
     """
     nodes = {node.name: node for node in net.graph if node.kind == "quantize"}
     quantizers = net.quantizers()
-    _observe(net, batches, section)
-    y = {name: _range(name, q) for name, q in quantizers.items()}
-    own = {name: _exponent(y[name], q, section) for name, q in quantizers.items()}
+    if section.method == "fixed":
+        own = {name: _fixed_exponent(q) for name, q in quantizers.items()}
+        y = {name: math.ldexp(q.grid.max_code, own[name]) for name, q in quantizers.items()}
+    else:
+        _observe(net, batches, section)
+        y = {name: _range(name, q) for name, q in quantizers.items()}
+        own = {name: _exponent(y[name], q, section) for name, q in quantizers.items()}
     exponents = _settle(nodes, own, target)
     for name, quantizer in quantizers.items():
         quantizer.set_exponent(min(max(exponents[name], MIN_EXPONENT), MAX_EXPONENT))
@@ -81,6 +86,7 @@ def calibrate(
 
 
 def _observe(net: QuantizedNet, batches: Iterable[Tensor], section: CalibrationSection) -> None:
+    assert section.method != "fixed"  # which looks at nothing
     for name, quantizer in net.quantizers().items():
         grid = quantizer.grid
         percent = section.percentile_4 if grid.bits <= 4 else section.percentile_8
@@ -123,6 +129,15 @@ def _range(name: str, quantizer: ActivationQuantizer) -> float:
 
 def _exponent(y: float, quantizer: ActivationQuantizer, section: CalibrationSection) -> int:
     return power_of_two_ceiling(y, section.round_up == "even") - quantizer.grid.magnitude_bits
+
+
+def _fixed_exponent(quantizer: ActivationQuantizer) -> int:
+    """The paper's control without calibration: l = -b/2, so that a ReLU's range ends at 2^(b/2) (3.2, A32).
+
+    A ReLU of target tensorrt at 8 bits has codes of 7; its range ends where that of 8 does.
+    """
+    grid = quantizer.grid
+    return -(grid.bits // 2) if grid.signed else -(-grid.bits // 2) - grid.bits
 
 
 def _settle(nodes: dict[str, Node], own: dict[str, int], target: Target) -> dict[str, int]:

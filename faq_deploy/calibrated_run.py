@@ -19,7 +19,7 @@ from faq_deploy.calibrate import ActivationRange, calibrate
 from faq_deploy.correction import correct, correctable, corrects
 from faq_deploy.data import Splits, calibration_indices
 from faq_deploy.interrupt import Interrupted, StopSignals
-from faq_deploy.model_fit import example_of, require_fit
+from faq_deploy.model_fit import example_of, require_batches, require_fit
 from faq_deploy.net import QuantizedNet
 from faq_deploy.output_folder import clear_output, remove_leftovers
 from faq_deploy.recipe import Recipe, dump_toml, parse_recipe
@@ -30,7 +30,7 @@ from faq_deploy.stored_net import NetFacts, StoredNet, load_net, write_net
 from faq_deploy.torch_eval import top1_percent
 from faq_deploy.versions import torch_versions
 
-__all__ = ["Calibrated", "begin_run", "calibrate_run", "interrupted"]
+__all__ = ["Calibrated", "begin_run", "calibrate_run", "interrupted", "is_random"]
 
 _CORRECTED: Final = "corrected.pt"
 _CORRECTED_TOGETHER: Final = 16  # images in a batch: what a layer reads and writes should fit the cache
@@ -93,7 +93,8 @@ def calibrate_run(
     indices = calibration_indices(splits.train.labels, wanted, seed)
     images = f"{len(indices)} training image{'s' if len(indices) != 1 else ''}"
     warnings = []
-    if len(indices) < wanted:
+    looks = section.method != "fixed"
+    if looks and len(indices) < wanted:
         warnings.append(
             f"only {images} to calibrate on, fewer than {section.batches} batches of "
             f"{section.batch_size}: all are taken."
@@ -103,11 +104,14 @@ def calibrate_run(
     chosen = require_fit(module, example, facts.model, len(facts.classes), recipe.layers.output)
     if chosen:
         warnings.append(f"{chosen}.")
+    if recipe.training.epochs:
+        require_batches(module, example, facts.model, min(recipe.training.batch_size, len(splits.train)))
     net = rewrite(module, example, recipe)
-    on_stage(f"calibrating on {images}")
+    if looks:
+        on_stage(f"calibrating on {images}")
     source = batches(splits.train, indices, section.batch_size, on_bad=on_bad, bad=bad)
     ranges = calibrate(net, (torch.from_numpy(b.images) for b in source), section, recipe.target)
-    warnings += _waste_warnings(ranges, section.waste_warning)
+    warnings += _waste_warnings(ranges, section.waste_warning) if looks else []
     floating = copy.deepcopy(net) if corrects(section) else net
     if corrects(section):
         few = indices[: section.correction_images]
@@ -119,12 +123,8 @@ def calibrate_run(
     float_top1 = top1_percent(floating, splits.val, device=device, on_bad=on_bad, bad=bad)
     net.to(device).set_mode("quantize")
     top1 = top1_percent(net, splits.val, device=device, on_bad=on_bad, bad=bad)
-    chance = 100 / len(facts.classes)
-    if len(facts.classes) > 1 and float_top1 <= 1.2 * chance:
-        warnings.append(
-            f"the float net is right on {float_top1:.2f} % of the validation images, about what guessing gives: check "
-            "its weights, and that images are prepared as it was trained (--resize, --crop, --mean, --std)."
-        )
+    if looks and not is_random(facts):
+        warnings += _chance_warnings(float_top1, len(facts.classes))
     stored = StoredNet(
         net=net.cpu(), recipe=recipe, facts=facts.model_copy(update={"ranges": [r.as_dict() for r in ranges]})
     )
@@ -156,6 +156,11 @@ def begin_run(run: RunFolder) -> Calibrated:
             "make the run again with `faq-deploy quantize --force`.",
         )
     return Calibrated(stored, float_top1, top1, [])
+
+
+def is_random(facts: NetFacts) -> bool:
+    """Whether the run starts from random weights: then guessing is all that its float net can do."""
+    return facts.weights.startswith("random weights")
 
 
 def interrupted(run: RunFolder, what: str = "") -> Interrupted:
@@ -202,8 +207,17 @@ def _record_calibrated(calibrated: Calibrated, splits: Splits, run: RunFolder, d
             "top1": calibrated.top1,
             "warnings": calibrated.warnings,
         },
-        after=["quantize", "export", "build", "eval"],
+        after=["quantize", "export", "build", "eval", "analyze"],
     )
+
+
+def _chance_warnings(float_top1: float, classes: int) -> list[str]:
+    if classes == 1 or float_top1 > 1.2 * 100 / classes:
+        return []
+    return [
+        f"the float net is right on {float_top1:.2f} % of the validation images, about what guessing gives: check "
+        "its weights, and that images are prepared as it was trained (--resize, --crop, --mean, --std)."
+    ]
 
 
 def _waste_warnings(ranges: list[ActivationRange], limit: float) -> list[str]:

@@ -41,17 +41,18 @@ METRICS: Final = "metrics.jsonl"
 
 _FORMAT: Final = 1
 # These may change between a run and its continuation: they don't touch the weights of a step already planned.
-_FREE_KEYS: Final = frozenset({"name", "description", "training.epochs"})
+_FREE_KEYS: Final = frozenset({"name", "description", "training.epochs"})  # and all of [paper]
 
 
 @dataclass
 class Tally:
-    """Sums over the epoch in progress: images, loss x images, images classified right, seconds."""
+    """Sums over the epoch in progress: images, loss x images, images classified right, seconds, changed exponents."""
 
     images: int = 0
     loss: float = 0.0
     right: float = 0.0
     seconds: float = 0.0
+    flips: int = 0
 
 
 @dataclass
@@ -75,6 +76,7 @@ class TrainingState:
         tally: sums over the epoch in progress.
         seconds: of training in the epochs done, without validation and checkpoints.
         metrics_bytes: length of `metrics.jsonl`.
+        scaler: how fp16 losses are scaled; empty in other precisions.
     """
 
     recipe_toml: str
@@ -92,6 +94,7 @@ class TrainingState:
     tally: Tally = field(default_factory=Tally)
     seconds: float = 0.0
     metrics_bytes: int = 0
+    scaler: dict[str, object] = field(default_factory=dict)
 
 
 class MetricsLog:
@@ -210,7 +213,7 @@ def recipe_differences(saved_toml: str, recipe_toml: str) -> list[str]:
     return [
         f"{key}: {saved.get(key, 'absent')} became {now.get(key, 'absent')}"
         for key in sorted((saved.keys() | now.keys()) - _FREE_KEYS)
-        if saved.get(key, "absent") != now.get(key, "absent")
+        if not key.startswith("paper.") and saved.get(key, "absent") != now.get(key, "absent")
     ]
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from faq_deploy.recipe import Recipe, load_recipe, override
-from faq_deploy.schedule import scaled_milestones
+from faq_deploy.schedule import scaled_doublings, scaled_milestones
 
 __all__ = ["assignments", "chosen_recipe"]
 
@@ -20,8 +20,8 @@ def chosen_recipe(
 ) -> Recipe:
     """A recipe with the command line's values in it.
 
-    Where another number of epochs is asked for, the milestones of a step schedule move in proportion. A recipe made
-    for one precision and taken at the other says so in its name.
+    Where another number of epochs is asked for, the milestones of a step schedule and the epochs at which the batch
+    doubles move in proportion. A recipe made for one precision and taken at the other says so in its name.
 
     Args:
         name: of the recipe, or its file; None takes the paper's for `bits`.
@@ -61,15 +61,24 @@ def _toml(value: object) -> str:
 
 
 def _fitted_schedule(base: Recipe, wanted: Sequence[str], note: Callable[[str], None]) -> list[str]:
-    """What to set besides, so that a step schedule fits another number of epochs."""
+    """What to set besides, so that the recipe's schedules fit another number of epochs."""
     keys = {text.partition("=")[0].strip() for text in wanted}
     own = base.training
-    if own.schedule != "step" or "training.epochs" not in keys or keys & {"training.schedule", "training.milestones"}:
+    steps = own.schedule == "step" and not keys & {"training.schedule", "training.milestones"}
+    doubles = bool(own.batch_doublings) and "training.batch_doublings" not in keys
+    if "training.epochs" not in keys or not (steps or doubles):
         return []
-    epochs = override(base, [*wanted, "training.schedule=constant"]).training.epochs  # there milestones don't count
+    free = ["training.schedule=constant"] if steps else []  # there milestones don't count
+    free += ["training.batch_doublings=[]"] if doubles else []
+    epochs = override(base, [*wanted, *free]).training.epochs
     if epochs in (0, own.epochs):
         return []
-    marks = scaled_milestones(own, epochs)
+    fitted = _fitted_milestones(base, epochs, note) if steps else []
+    return fitted + (_fitted_doublings(base, epochs, note) if doubles else [])
+
+
+def _fitted_milestones(base: Recipe, epochs: int, note: Callable[[str], None]) -> list[str]:
+    own, marks = base.training, scaled_milestones(base.training, epochs)
     if not marks:
         note(f"learning rate: constant over {_epochs(epochs)}, too few for the steps of recipe {base.name}")
         return ["training.schedule=constant"]
@@ -78,6 +87,18 @@ def _fitted_schedule(base: Recipe, wanted: Sequence[str], note: Callable[[str], 
         f"of {own.epochs} in recipe {base.name}"
     )
     return [f"training.milestones={list(marks)}"]
+
+
+def _fitted_doublings(base: Recipe, epochs: int, note: Callable[[str], None]) -> list[str]:
+    own, marks = base.training, scaled_doublings(base.training, epochs)
+    if not marks:
+        note(f"batch: constant over {_epochs(epochs)}, too few for the doublings of recipe {base.name}")
+    else:
+        note(
+            f"batch: doubles after epoch {_listed(marks)} of {epochs}, in proportion to "
+            f"{_listed(own.batch_doublings)} of {own.epochs} in recipe {base.name}"
+        )
+    return [f"training.batch_doublings={list(marks)}"]
 
 
 def _epochs(count: int) -> str:

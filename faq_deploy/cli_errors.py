@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Final, NoReturn
@@ -11,6 +12,7 @@ import click.exceptions as click_exceptions
 import rich_click as click
 
 from engines.errors import FaqError
+from faq_deploy.launcher import started_processes
 
 __all__ = ["ErrorGroup"]
 
@@ -47,7 +49,7 @@ class ErrorGroup(click.RichGroup):
         try:
             return super().invoke(ctx)
         except FaqError as error:
-            _fail(error.what, error.remedy, error.exit_code)
+            _fail(error.what, error.remedy, error.exit_code, told=error.told)
         except ModuleNotFoundError as error:
             extra = _EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
@@ -89,6 +91,16 @@ def _usage_errors() -> Iterator[None]:
         _fail(what if what.endswith((".", "?")) else f"{what}.", f"see `{error.ctx.command_path} --help`.", 2)
 
 
-def _fail(what: str, remedy: str, code: int) -> NoReturn:
-    click.echo(f"Error: {what}\nNote: {remedy}", err=True)
+def _fail(what: str, remedy: str, code: int, *, told: bool = False) -> NoReturn:
+    if not told and _is_first_to_tell():
+        click.echo(f"Error: {what}\nNote: {remedy}", err=True)
     sys.exit(code)
+
+
+def _is_first_to_tell() -> bool:
+    """Of several processes of one run, only one prints what all of them run into."""
+    ranks = sys.modules.get("faq_deploy.ranks")  # not there yet: until now all have done the same
+    if ranks is None:
+        return os.environ.get("RANK", "0") == "0" or started_processes() == 1
+    first: bool = ranks.is_first_to_tell()
+    return first

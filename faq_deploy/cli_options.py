@@ -8,6 +8,8 @@ from typing import Final, TypeVar
 
 import rich_click as click
 
+from faq_deploy.launcher import in_processes
+
 __all__ = [
     "assignments_option",
     "bits_option",
@@ -34,11 +36,11 @@ _MODEL_AND_DATA: Final = (
     "--class-order",
     "--on-bad-image",
 )
-_RECIPE: Final = ("--recipe", "--epochs", "--lr", "--batch-size", "--seed", "--set")
-_QUANTIZED: Final = ("--bits", "--target", "--cpu", "--keep")
+_RECIPE: Final = ("--recipe", "--epochs", "--lr", "--batch-size", "--seed", "--precision", "--set")
+_QUANTIZED: Final = ("--bits", "--target", "--cpu", "--keep", "--distill")
 _LAYERS: Final = ("--leaf", "--skip", "--int4-linear", "--model-output", "--certify")
 _PREPROCESSING: Final = ("--resize", "--crop", "--mean", "--std", "--interpolation", "--color", "--orientation")
-_RUN: Final = ("--output", "--resume", "--force", "--device", "--workers", "--json", "--help")
+_RUN: Final = ("--output", "--resume", "--force", "--device", "--devices", "--workers", "--json", "--help")
 
 
 def _groups(recipe: tuple[str, ...]) -> list[dict[str, object]]:
@@ -111,6 +113,11 @@ _training = options(
     click.option("--lr", type=float, help="First learning rate."),
     click.option("--batch-size", type=click.IntRange(1), help="Images a training step."),
     click.option("--seed", type=click.IntRange(0), help="Of image order, augmentation and dropout."),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16", "fp16"]),
+        help="Of the products in training; quantizers and evaluation stay in fp32.  [default: fp32]",
+    ),
     assignments_option,
 )
 
@@ -124,8 +131,17 @@ _run = options(
     click.option("--orientation", type=click.Choice(["stored", "upright"]), help="Ignore or obey EXIF orientation."),
     click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="The run folder."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted run in that folder."),
-    click.option("--force", is_flag=True, help="Replace a run that is there."),
+    click.option(
+        "--force", is_flag=True, help="Replace a run that is there; with --resume, go on with a changed training."
+    ),
     click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to train."),
+    click.option(
+        "--devices",
+        default="1",
+        show_default=True,
+        metavar="N|auto",
+        help="Processes that train together, each on its own GPU (auto: on all GPUs) or, with --device cpu, on CPUs.",
+    ),
     click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that load images."),
     json_option,
 )
@@ -172,7 +188,16 @@ training_options = options(
         type=click.Choice(["best", "last"]),
         help="Which epoch's weights go on to export; the best may be that before the first.  [default: best]",
     ),
+    click.option(
+        "--distill",
+        is_flag=False,
+        flag_value=0.5,
+        type=click.FloatRange(0, 1),
+        metavar="[SHARE]",
+        help="Share of the loss that compares logits with the float net's; 0.5 where no number follows.",
+    ),
     _run,
+    in_processes,
 )
 
 float_options = options(
@@ -180,6 +205,7 @@ float_options = options(
     click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`.  [default: float]"),
     _training,
     _run,
+    in_processes,
 )
 
 eval_options = options(

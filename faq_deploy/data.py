@@ -1,8 +1,7 @@
-"""Data by name: `digits`, `cifar10:DIR` or any folder of images, split into training and validation images."""
+"""Data by name: `digits`, `cifar10:DIR`, shards or a folder of images, split into training and validation images."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,12 @@ from typing import Final, Literal
 import numpy as np
 
 from engines.errors import CannotRunHere, InputError
-from engines.image_files import ClassOrder, class_folders, is_number
-from engines.images import ArrayImages, DataWarning, ImageFolder, ImageSet, ImageSubset, IndexArray
+from engines.image_files import VALIDATION_FOLDERS, ClassOrder, class_folders, is_number
+from engines.images import ArrayImages, DataWarning, ImageFolder, ImageSet, ImageSubset
 from engines.preprocess import Preprocessing
+from faq_deploy.image_draws import calibration_indices, hold_out
+from faq_deploy.pixel_cache import cached
+from faq_deploy.shards import ShardImages, ShardSpec, shard_spec
 
 __all__ = [
     "VALIDATION_FOLDERS",
@@ -31,7 +33,6 @@ Augment = Literal["none", "shift", "cifar", "imagenet"]
 _DIGITS: Final = "digits"
 _CIFAR10: Final = "cifar10:"
 _DIGITS_TRAIN_FRACTION: Final = 0.75
-VALIDATION_FOLDERS: Final = ("val", "valid", "validation", "test")
 _SMALL_CROP: Final = (
     64  # pixels; up to here images are of the CIFAR kind, and cropping parts out of them loses too much
 )
@@ -81,8 +82,9 @@ def open_data(
     """Open a data set and split it.
 
     Args:
-        spec: `digits` (scikit-learn's, 8x8 grey), `cifar10:DIR` (the Python version, unpacked in DIR), or a folder that
-            holds train/ and val/ (or valid/, validation/, test/), or one folder per class with `train_fraction`.
+        spec: `digits` (scikit-learn's, 8x8 grey), `cifar10:DIR` (the Python version, unpacked in DIR), a folder that
+            holds train/ and val/ (or valid/, validation/, test/), or one folder per class with `train_fraction`, or
+            shards as `shard_spec` reads them.
         preprocessing: how images are prepared.
         train_fraction: share of the images to train on where the data has no split of its own, between 0 and 1; per
             class as far as counts allow. None means 0.75 for digits.
@@ -91,11 +93,11 @@ def open_data(
         classes: class names in the order of the network's outputs (of a run or checkpoint); None takes the folders.
 
     Returns:
-        Both sets, with the same classes.
+        Both sets, with the same classes. Where all of their pixels fit into memory, they are decoded only once.
 
     Raises:
         InputError: the data is missing, empty or doesn't fit the arguments.
-        CannotRunHere: a package that the data set needs is not installed.
+        CannotRunHere: a package that the data set needs is not installed, or shards can't be reached.
     """
     if spec == _DIGITS:
         digits = _digits(preprocessing)
@@ -107,82 +109,30 @@ def open_data(
         train, val = (_cifar10(Path(spec.removeprefix(_CIFAR10)), part, preprocessing) for part in ("train", "test"))
         _require_classes(train, classes)
         return _with_own_split(train, val, "CIFAR-10", "cifar")
+    shards = shard_spec(spec)
+    if shards is not None:
+        if class_order is not None:
+            raise InputError("Shards number their classes.", "drop --class-order.")
+        return _shards(shards, preprocessing, train_fraction, seed, classes)
     root = Path(spec).expanduser()
     if not root.is_dir():
         raise InputError(
             f"The data folder {root} {'is a file, not a folder' if root.exists() else 'does not exist'}.",
-            "--data takes a folder of images, digits, or cifar10:DIR.",
+            "--data takes a folder of images, shards such as train-{000..127}.tar, digits, or cifar10:DIR.",
         )
     train_root, val_root = _split_folders(root)
     names = tuple(classes) if classes is not None else _folder_classes(train_root, class_order)
-    images = ImageFolder(train_root, preprocessing, names)
+    images = cached(ImageFolder(train_root, preprocessing, names))
     augment = _folder_augment(preprocessing)
     if val_root is not None:
         _refuse_fraction(spec, train_fraction)
-        return _with_own_split(images, ImageFolder(val_root, preprocessing, names), str(root), augment)
+        return _with_own_split(images, cached(ImageFolder(val_root, preprocessing, names)), str(root), augment)
     if train_fraction is None:
         raise InputError(
             f"{root} does not hold train/ and a validation folder ({', '.join(VALIDATION_FOLDERS)}).",
             "pass --train-fraction 0.8 to train on 80 % of its images, one folder per class, and evaluate on the rest.",
         )
     return _held_out(images, str(root), train_fraction, seed, augment)
-
-
-def hold_out(labels: IndexArray, train_fraction: float, seed: int) -> tuple[IndexArray, IndexArray]:
-    """Draw a training and a validation part, class by class in proportion.
-
-    A class keeps at least one image for training, unless it has a single one: that goes to either part.
-
-    Args:
-        labels: int64, shape (N,).
-        train_fraction: share of the training part, between 0 and 1.
-        seed: of the draw.
-
-    Returns:
-        Indices of the training and of the validation images, each sorted; together all N.
-
-    Raises:
-        InputError: the fraction isn't between 0 and 1, or leaves one part empty.
-    """
-    if not 0 < train_fraction < 1:
-        raise InputError(f"The training fraction {train_fraction} is not between 0 and 1.", "pass, for example, 0.8.")
-    rng = _generator(seed, "hold out")
-    counts = np.bincount(labels)
-    available = np.where(counts > 1, counts - 1, counts)
-    wanted = min(round(len(labels) * (1 - train_fraction)), int(available.sum()))
-    val = np.sort(_draw(labels, _proportional(available, wanted, rng), rng))
-    train = np.setdiff1d(np.arange(len(labels)), val)
-    if not len(train) or not len(val):
-        raise InputError(
-            f"A training fraction of {train_fraction} splits the images into {len(train)} for training and {len(val)} "
-            "for validation.",
-            "pass another fraction, or more images.",
-        )
-    return train, val
-
-
-def calibration_indices(labels: IndexArray, count: int, seed: int) -> IndexArray:
-    """Draw images to calibrate on: from all classes, in proportion, and mixed.
-
-    The draw depends on the labels and the seed alone; image sets are ordered by file name, so that neither the order on
-    disk nor the number of workers matters. Where `count` allows, each class gives at least one image.
-
-    Args:
-        labels: int64, shape (N,).
-        count: how many; fewer are returned where there are fewer.
-        seed: of the draw.
-
-    Returns:
-        Distinct indices in random order, shape (min(count, N),).
-    """
-    rng = _generator(seed, "calibration")
-    available = np.bincount(labels)
-    wanted = min(count, len(labels))
-    one_each = np.minimum(available, 1)
-    if wanted < int(one_each.sum()):
-        one_each[:] = 0
-    drawn = one_each + _proportional(available - one_each, wanted - int(one_each.sum()), rng)
-    return rng.permutation(_draw(labels, drawn, rng))
 
 
 def _digits(preprocessing: Preprocessing) -> ArrayImages:
@@ -207,6 +157,28 @@ def _cifar10(root: Path, part: Literal["train", "test"], preprocessing: Preproce
             f"unpack cifar-10-python.tar.gz there, so that {root / CIFAR10.base_folder} exists with all its files.",
         ) from error
     return ArrayImages(cifar.data, np.asarray(cifar.targets), cifar.classes, preprocessing, f"CIFAR-10 {part}")
+
+
+def _shards(
+    spec: ShardSpec,
+    preprocessing: Preprocessing,
+    train_fraction: float | None,
+    seed: int,
+    classes: Sequence[str] | None,
+) -> Splits:
+    augment = _folder_augment(preprocessing)
+    train = ShardImages(spec.train, preprocessing, classes)
+    if spec.val:
+        _refuse_fraction(spec.text, train_fraction)
+        val = cached(ShardImages(spec.val, preprocessing, train.classes))
+        return _with_own_split(cached(train), val, spec.text, augment)
+    if train_fraction is None:
+        raise InputError(
+            f"{spec.text} names no validation shards.",
+            "add them, as in train-{000..127}.tar,val-{00..05}.tar, or pass --train-fraction 0.8 to evaluate on a part "
+            "of the images.",
+        )
+    return _held_out(cached(train), spec.text, train_fraction, seed, augment)
 
 
 def _split_folders(root: Path) -> tuple[Path, Path | None]:
@@ -262,27 +234,3 @@ def _held_out(images: ImageSet, name: str, train_fraction: float, seed: int, aug
     )
     parts = (ImageSubset(images, train, f"{name}, training part"), ImageSubset(images, val, f"{name}, held-out part"))
     return Splits(*parts, True, description, augment)
-
-
-def _generator(seed: int, purpose: str) -> np.random.Generator:
-    digest = hashlib.blake2b(f"{purpose}/{seed}".encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))
-
-
-def _proportional(available: IndexArray, total: int, rng: np.random.Generator) -> IndexArray:
-    """Split `total` in proportion to `available`, in whole numbers: largest remainders first, ties by lot."""
-    whole = max(1, int(available.sum()))
-    counts: IndexArray = total * available // whole
-    remainders = total * available % whole
-    order = np.lexsort((rng.permutation(len(available)), -remainders))
-    counts[order[: total - int(counts.sum())]] += 1
-    return counts
-
-
-def _draw(labels: IndexArray, counts: IndexArray, rng: np.random.Generator) -> IndexArray:
-    """`counts[c]` random images of each class c."""
-    order = rng.permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]  # by class, in random order within each
-    of_class = np.bincount(labels, minlength=len(counts))
-    rank = np.arange(len(labels)) - np.repeat(np.cumsum(of_class) - of_class, of_class)
-    return order[rank < np.repeat(counts, of_class)]

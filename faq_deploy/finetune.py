@@ -15,8 +15,12 @@ from faq_deploy import checkpoint
 from faq_deploy.checkpoint import MetricsLog, TrainingState
 from faq_deploy.interrupt import Interrupted, StopSignals
 from faq_deploy.progress import TrainingReporter
+from faq_deploy.ranks import Ranks, one_process
 from faq_deploy.recipe import TrainingSection
-from faq_deploy.training_loop import BatchSource, TrainingLoop, copy_of_state, repeatable
+from faq_deploy.repeatable import repeatable
+from faq_deploy.training_loop import TrainingLoop, copy_of_state
+from faq_deploy.update_step import BatchSource, UpdateStep
+from faq_deploy.watch import Closeness
 
 __all__ = ["BatchSource", "FinetuneResult", "Interrupted", "finetune"]
 
@@ -57,10 +61,14 @@ def finetune(
     recipe_toml: str,
     device: torch.device,
     reporter: TrainingReporter,
-    before_step: Callable[[], None] | None = None,
+    before_step: Callable[[bool], None] | None = None,
     start_top1: float | None = None,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
+    ranks: Ranks | None = None,
+    teacher: nn.Module | None = None,
+    changed: bool = False,
+    pretrained: bool = False,
 ) -> FinetuneResult:
     """Train with SGD, momentum and cross entropy; keep checkpoints and metrics in the run folder.
 
@@ -76,11 +84,16 @@ def finetune(
         recipe_toml: the resolved recipe; a checkpoint of another one is refused, but for its number of epochs.
         device: where to train.
         reporter: told about steps and epochs.
-        before_step: called before each training forward (recomputes the weights' exponents).
+        before_step: called before the first forward of each step of the optimizer (recomputes the weights' exponents),
+            with whether training.freeze_exponents wants them to stay.
         start_top1: of `net` as it comes, validation top-1 in percent: it stays the best until an epoch is as good. None
             where the net is worth nothing yet.
         resume: go on from the run's checkpoint.
         checkpoint_seconds: of training between checkpoints.
+        ranks: the processes that train together; None is this one alone.
+        teacher: the float net, on `device` and in eval mode, where training.distill is over 0.
+        changed: resume under another recipe than the checkpoint's; its batch size only between epochs.
+        pretrained: the weights are worth staying close to: leaving them is worth a warning.
 
     Returns:
         The best weights, and how it went.
@@ -92,41 +105,56 @@ def finetune(
     Source: paper 3.3.
     """
     net.to(device)
-    state = _resumable(run, training, weight_decay, recipe_toml, train.steps_per_epoch) if resume else None
+    state = _resumable(run, training, weight_decay, recipe_toml, train.steps_per_epoch, changed) if resume else None
     if training.epochs == 0:
         return _untrained(net, val)
     if train.steps_per_epoch < 1:
         raise InputError("There are no training images.", "give a folder with images, or set training.epochs to 0.")
     optimizer = _optimizer(net, training, weight_decay)
+    closeness = Closeness(net, pretrained)
     if state is not None:
         _restore(net, optimizer, state, run)
-        state.recipe_toml = recipe_toml
+        for group in optimizer.param_groups:  # a changed recipe's own
+            group["momentum"], group["weight_decay"] = training.momentum, weight_decay
+        state.recipe_toml, state.weight_decay = recipe_toml, weight_decay
+        state.steps_per_epoch = train.steps_per_epoch
         if state.epoch == training.epochs:
             net.eval()
             reporter.note(f"nothing to do: all {training.epochs} epochs of {run.path} are done")
             return _result(state, nothing_to_do=True)
-    checkpoint.remove_leftovers(run)
+    ranks = ranks or one_process(device)
     if state is None:
         state = TrainingState(
             recipe_toml, weight_decay, train.steps_per_epoch, net.state_dict(), optimizer.state_dict()
         )
         if start_top1 is not None:
             state.best, state.best_top1 = copy_of_state(net), start_top1
-        checkpoint.save_state(run, state)  # from here on, a kill leaves something to resume
+    begun, unwritten = state, state.global_step == 0 or changed  # a changed recipe must outlive a kill, too
+    ranks.first_does(lambda: _make_resumable(run, begun, fresh=unwritten))
+    update = UpdateStep(net, optimizer, training, ranks, before_step, teacher)
     try:
-        with (
-            contextlib.closing(MetricsLog(run / checkpoint.METRICS, state.metrics_bytes)) as log,
-            StopSignals() as signals,
-            repeatable(device),
-            reporter,
-        ):
-            TrainingLoop(
-                net, optimizer, train, val, training, run, device, reporter, before_step, state, log, signals
-            ).train_to_the_end(checkpoint_seconds)
+        with contextlib.ExitStack() as stack:
+            log = None
+            if ranks.is_first:
+                log = stack.enter_context(contextlib.closing(MetricsLog(run / checkpoint.METRICS, state.metrics_bytes)))
+            signals = stack.enter_context(StopSignals())
+            stack.enter_context(repeatable(device))
+            stack.enter_context(reporter)
+            loop = TrainingLoop(update, train, val, run, reporter, state, log, closeness, signals)
+            loop.train_to_the_end(checkpoint_seconds)
     except KeyboardInterrupt:
         what = f"Training was stopped at once; {run / checkpoint.CHECKPOINT} is its last checkpoint."
         raise Interrupted(what, "continue with --resume.") from None
+    finally:
+        update.close()
     return _result(state)
+
+
+def _make_resumable(run: RunFolder, state: TrainingState, *, fresh: bool) -> None:
+    """From here on, a kill leaves something to resume."""
+    checkpoint.remove_leftovers(run)
+    if fresh:
+        checkpoint.save_state(run, state)
 
 
 def _untrained(net: nn.Module, val: Callable[[], float]) -> FinetuneResult:
@@ -143,7 +171,12 @@ def _optimizer(net: nn.Module, training: TrainingSection, weight_decay: float) -
 
 
 def _resumable(
-    run: RunFolder, training: TrainingSection, weight_decay: float, recipe_toml: str, steps_per_epoch: int
+    run: RunFolder,
+    training: TrainingSection,
+    weight_decay: float,
+    recipe_toml: str,
+    steps_per_epoch: int,
+    changed: bool,
 ) -> TrainingState:
     """The run's checkpoint, if this training continues it: same recipe, same data, at least the epochs begun."""
     state = checkpoint.load_state(run)
@@ -151,7 +184,9 @@ def _resumable(
     changes = checkpoint.recipe_differences(state.recipe_toml, recipe_toml)
     if not changes and weight_decay != state.weight_decay:
         changes.append(f"weight decay: {state.weight_decay} became {weight_decay}")
-    if steps_per_epoch != state.steps_per_epoch:
+    if changed:
+        changes = []
+    if steps_per_epoch != state.steps_per_epoch and not (changed and state.step_in_epoch == 0):
         changes.append(f"batches in an epoch: {state.steps_per_epoch} became {steps_per_epoch}")
     if changes:
         raise InputError(

@@ -23,6 +23,7 @@ __all__ = [
     "quantize_weight",
     "step_size",
     "weight_exponents",
+    "widened",
 ]
 
 # Two exponents add up to a bias grid, which must stay a normal fp32 number (2^-126 and up).
@@ -123,7 +124,11 @@ class _StraightThroughWeight(torch.autograd.Function):
 
 def _pieces(x: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Parts of two tensors of one layout that fit a CPU's cache together, so that memory is read once."""
-    if x.device.type != "cpu" or x.numel() <= _PIECE or not x.is_contiguous():
+    if x.device.type != "cpu" or x.numel() <= _PIECE:
+        return [(x, values)]
+    if x.dim() == 4 and not x.is_contiguous():  # channels last: contiguous in another order
+        x, values = x.permute(0, 2, 3, 1), values.permute(0, 2, 3, 1)
+    if not (x.is_contiguous() and values.is_contiguous()):
         return [(x, values)]
     return list(zip(torch.split(x.view(-1), _PIECE), torch.split(values.view(-1), _PIECE), strict=True))
 
@@ -178,12 +183,22 @@ def quantize_activation(x: Tensor, exponent: int, grid: FixedPoint, max_code: in
 
     Source: paper 3.2 and 3.3; A25.
     """
+    x = widened(x)
     step = math.ldexp(1.0, exponent)
     top = grid.max_code if max_code is None else max_code
     ymax = step * (top + 1 if max_code is None else top)
     clip = (-ymax if grid.signed else 0.0, ymax)
     result: Tensor = _ClippedActivation.apply(x, step, (grid.min_code, top), clip)
     return result
+
+
+def widened(x: Tensor) -> Tensor:
+    """A product as mixed precision gives it, in float32: grids, batch norms and sums are never computed in 16 bits.
+
+    Args:
+        x: float16 or bfloat16; other tensors come back as they are.
+    """
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def weight_exponents(

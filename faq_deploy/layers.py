@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faq_deploy.fixed_point import FixedPoint, codes_of, quantize_activation, quantize_weight, step_size
+from faq_deploy.fixed_point import FixedPoint, codes_of, quantize_activation, quantize_weight, step_size, widened
 from faq_deploy.live_norm import LiveNorm
 from faq_deploy.products import Product
 
@@ -120,7 +120,7 @@ class FloatLayer(nn.Module):
         if self.norm is not None and self.training:
             normalized: Tensor = self.norm(self.product(x, weight, None))
             return normalized
-        return self.product(x, weight, bias)
+        return widened(self.product(x, weight, bias))
 
 
 class WeightedLayer(FloatLayer):

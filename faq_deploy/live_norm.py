@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from faq_deploy.batch_statistics import NormalizesBatches, batch_statistics, normalization_gradient, unbiased
+from faq_deploy.fixed_point import widened
+
 __all__ = ["LiveNorm"]
 
 
-class LiveNorm(nn.Module):
+class LiveNorm(NormalizesBatches):
     """The batch norm behind a layer whose weights are quantized *after* a = γ/√(σ²+ε) was multiplied into them.
 
     At inference nothing of it is left: the layer computes w·a and β - μ·a. In training the layer's output, scaled by
@@ -43,19 +46,18 @@ class LiveNorm(nn.Module):
         Args:
             scaled: float32, (N, channels, ...), computed with weights w·a and no bias.
         """
+        scaled = widened(scaled)
         with torch.no_grad():
-            unused = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-            mean, var = torch.ops.aten.batch_norm_update_stats(scaled, *unused, 0.0)  # three times var_mean's speed
+            mean, var, count = batch_statistics(scaled, synchronized=self.synchronized)
             a, _ = self.constants()
             alive = a.abs() > torch.finfo(a.dtype).tiny ** 0.5  # else a² is no normal number
             square = torch.where(alive, a.square(), 1.0)
-            count = scaled.numel() / scaled.shape[1]
             factor = self.momentum * alive
             self.running_mean.lerp_(mean / torch.where(alive, a, 1.0), factor)
-            self.running_var.lerp_(var / square * (count / max(count - 1, 1)), factor)
+            self.running_var.lerp_(var / square * unbiased(count), factor)
             # of the layer's plain output the batch norm would divide by √(var/a² + ε), and |a|·√(σ²+ε) is |γ|
             var += square * self.eps
-        result: Tensor = _Normalize.apply(scaled, self.weight.abs(), self.bias, mean, var)
+        result: Tensor = _Normalize.apply(scaled, self.weight.abs(), self.bias, mean, var, self.synchronized)
         return result
 
 
@@ -64,8 +66,15 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        synchronized: bool,
     ) -> Tensor:
+        ctx.synchronized = synchronized  # type: ignore[attr-defined]
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(var))
         values: Tensor = torch.ops.aten.native_batch_norm(x, weight, bias, mean, var, False, 0.0, 0.0)[0]
         return values
@@ -73,9 +82,8 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    ) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         x, weight, mean, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, None, None, mean, scale, True, 0.0, [True, True, True]
-        )
-        return of_x, of_weight, of_bias, None, None
+        synchronized: bool = ctx.synchronized  # type: ignore[attr-defined]
+        of_three = normalization_gradient(gradient, x, weight, mean, scale, synchronized=synchronized)
+        return *of_three, None, None, None

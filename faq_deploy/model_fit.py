@@ -13,7 +13,7 @@ from engines.images import ImageSet
 from faq_deploy.capture import choose_outputs
 from faq_deploy.tracing import labelled, reason
 
-__all__ = ["example_of", "require_fit", "require_trainable"]
+__all__ = ["example_of", "require_batches", "require_fit", "require_trainable"]
 
 
 def example_of(images: ImageSet, *, on_bad: OnBad, bad: BadImages) -> Tensor:
@@ -88,6 +88,29 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int, ou
     if len(named) == 1:
         return ""
     return f"{model} returns {', '.join(map(str, named))}: {label} is quantized, the rest is left out (--model-output)"
+
+
+def require_batches(module: nn.Module, example: Tensor, model: str, smallest_batch: int) -> None:
+    """Refuse a model whose batch norms get a single value per channel from the smallest batch of its training.
+
+    Args:
+        module: the float model, left as it is; what else it may raise in train mode doesn't count.
+        example: float32, shape (N, C, H, W), N at least 1.
+        model: as named on the command line.
+        smallest_batch: images in it.
+
+    Raises:
+        InputError: it can't be trained so.
+    """
+    if smallest_batch > 1:
+        return
+    try:
+        require_trainable(module, example, model, smallest_batch)
+    except InputError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise
+    except Exception:  # such as a loss inside the model that wants labels
+        return
 
 
 def require_trainable(module: nn.Module, example: Tensor, model: str, smallest_batch: int) -> None:

@@ -202,6 +202,18 @@ class QuantizedNet(nn.Module):
         self._behind = self._behind and mode
         return self
 
+    def before_step(self, frozen: bool) -> None:
+        """Prepare a step of training: `refresh`, or leave the exponents as they are.
+
+        Args:
+            frozen: no exponent may change until training is left; a sum that could pass 2^24 by then still raises its
+                channel's.
+        """
+        if frozen:
+            self._behind = self.training
+        else:
+            self.refresh()
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Recompute all weight exponents from the weights of now (paper 3.1.1: at every iteration)."""

@@ -1,4 +1,4 @@
-"""Built-in networks: a small ResNet for 8x8 digits, and the ResNet-18 of CIFAR-10 papers."""
+"""Built-in networks: a small ResNet for 8x8 digits, and the ResNets of CIFAR-10 papers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BUILTIN_NETS", "digits_resnet", "resnet18_cifar", "resnet18_cifar_w16"]
+__all__ = ["BUILTIN_NETS", "digits_resnet", "resnet14_cifar", "resnet18_cifar", "resnet18_cifar_w16"]
 
 
 class _BasicBlock(nn.Module):
@@ -79,6 +79,22 @@ def digits_resnet(num_classes: int = 10) -> nn.Module:
     return _ResNet(1, ((16, 1, 1), (24, 1, 1), (48, 1, 2)), num_classes)
 
 
+def resnet14_cifar(num_classes: int = 10) -> nn.Module:
+    """ResNet-14 for 32x32 images: three stages of 16, 32 and 64 channels with two blocks each, for CPUs.
+
+    Args:
+        num_classes: outputs.
+
+    Returns:
+        A net with random weights: float32 (N, 3, 32, 32) to logits (N, num_classes); 175,258 parameters for 10 classes.
+
+    Source:
+        He et al., "Deep Residual Learning for Image Recognition", 2015, section 4.2 (6n + 2 layers, here n = 2), with
+        1x1 convolutions where shapes change.
+    """
+    return _ResNet(3, ((16, 2, 1), (32, 2, 2), (64, 2, 2)), num_classes)
+
+
 def resnet18_cifar(num_classes: int = 10, width: int = 64) -> nn.Module:
     """ResNet-18 for 32x32 images: 3x3 stem, no max pool, four stages of two blocks.
 
@@ -111,6 +127,7 @@ def resnet18_cifar_w16(num_classes: int = 10) -> nn.Module:
 
 BUILTIN_NETS: Final[Mapping[str, Callable[[int], nn.Module]]] = {
     "digits-resnet": digits_resnet,
+    "resnet14-cifar": resnet14_cifar,
     "resnet18-cifar": resnet18_cifar,
     "resnet18-cifar-w16": resnet18_cifar_w16,
 }

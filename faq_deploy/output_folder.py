@@ -26,6 +26,7 @@ _FILES: Final = (
     "model.onnx",
     "report.json",
     "report.html",
+    *(f"analysis/{name}.{kind}" for name in ("noise", "similarity", "exponents") for kind in ("json", "svg")),
     "manifest.json",
 )
 
@@ -76,14 +77,14 @@ def _is_run(folder: Path) -> bool:
 def _foreign(folder: Path) -> list[str]:
     """What lies in a folder besides what a run may hold, sorted."""
     names = sorted(path.name for path in folder.iterdir())
-    ours = {*_FILES, "float.pth", "engines"}
+    ours = {*_FILES, "float.pth", "engines", "analysis"}
     return [name for name in names if name not in ours and not (name.startswith(".") and name.endswith(".tmp"))]
 
 
 def clear_output(run: RunFolder, *, also: Sequence[str] = ()) -> None:
     """Remove what an earlier run left: its files and its engines.
 
-    Other files stay, those in `engines/` too.
+    Other files stay, those in `engines/` and `analysis/` too.
 
     Args:
         run: the folder; it need not exist.
@@ -94,12 +95,13 @@ def clear_output(run: RunFolder, *, also: Sequence[str] = ()) -> None:
     engines = run / "engines"
     for record in engines.glob(f"*/{MANIFEST}"):
         shutil.rmtree(record.parent)
-    if engines.is_dir() and not any(engines.iterdir()):
-        engines.rmdir()
+    for folder in (engines, run / "analysis"):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def remove_leftovers(run: RunFolder) -> None:
     """Delete the temporary files of a command that was killed while it wrote to the folder."""
     for name in _FILES:
-        for leftover in run.path.glob(f".{name}.*.tmp"):
+        for leftover in (run / name).parent.glob(f".{Path(name).name}.*.tmp"):
             leftover.unlink(missing_ok=True)

@@ -21,6 +21,8 @@ _RECIPE_KEYS: Final = {
     "lr": "training.lr",
     "batch_size": "training.batch_size",
     "seed": "training.seed",
+    "precision": "training.precision",
+    "distill": "training.distill",
     "leaf": "layers.leaf",
     "skip": "layers.skip",
     "model_output": "layers.output",

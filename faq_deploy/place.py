@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from faq_deploy.graph import TRANSPARENT, WEIGHTED, Graph, Node, Setting
 
-__all__ = ["Cpu", "Target", "place_quantizers"]
+__all__ = ["Cpu", "Target", "inner_layers", "place_quantizers"]
 
 Target = Literal["tensorrt", "onnxruntime", "paper"]
 Cpu = Literal["any", "vnni"]
@@ -39,6 +39,23 @@ def place_quantizers(graph: Graph, *, bits: int, target: Target, cpu: Cpu = "any
     Source: paper 3.1, 3.2; F1, U7, U8; A17 to A23; S6, S11, S13.
     """
     return _Placement(graph, bits, target, cpu).run()
+
+
+def inner_layers(graph: Graph) -> list[str]:
+    """The weighted layers whose weights are as wide as the net's: not its first, last and affine ones, nor float ones
+    and those with bits of their own.
+
+    Args:
+        graph: before or after quantizers were placed.
+    """
+    ends = _ends(graph)
+    return [
+        node.name
+        for node in graph
+        if node.kind in WEIGHTED
+        and node.name not in ends.first | ends.last
+        and not (node.is_float or node.settings.get("affine") or "chosen_bits" in node.settings)
+    ]
 
 
 class _Placement:

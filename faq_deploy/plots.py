@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from faq_deploy.report_model import Epoch, Layer, Stage
-
-if TYPE_CHECKING:
-    from matplotlib.typing import RcKeyType
+from faq_deploy.svg import FIRST, INK, SECOND, STYLE, WIDTH, named_rows, short, svg_element, whole_numbers
 
 __all__ = ["MOST_RANGES", "accuracy_ladder", "ranges", "training_curves"]
 
 MOST_RANGES = 100  # rows in the ranges plot; an Inception has 95, and a page should stay readable
-
-_WIDTH = 8.4  # inches; the page scales the picture
-_ROW = 0.26
-# Colours that no plot would use, each replaced by a variable of the page's style sheet: one picture, light and dark.
-_INK, _LINE, _FIRST, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
-_VARIABLES = {_INK: "var(--ink)", _LINE: "var(--line)", _FIRST: "var(--first)", _SECOND: "var(--second)"}
-_STYLE: dict[RcKeyType, str | bool | float] = {
-    "axes.edgecolor": _LINE,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.grid.axis": "x",
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.axisbelow": True,
-    "figure.facecolor": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "path.simplify": True,
-    "svg.fonttype": "none",  # text stays text: smaller, searchable, in the page's font
-    "svg.hashsalt": "faq-deploy",  # the same bytes each time
-    "text.color": _INK,
-    "text.parse_math": False,  # a layer may be called $x$
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
 
 
 def accuracy_ladder(stages: Sequence[Stage]) -> str:
@@ -61,21 +27,21 @@ def accuracy_ladder(stages: Sequence[Stage]) -> str:
     Returns:
         An `<svg>` element.
     """
-    with mpl.rc_context(_STYLE):
-        figure, axes = _rows(len(stages), [stage.name for stage in stages])
+    with mpl.rc_context(STYLE):
+        figure, axes = named_rows(len(stages), [stage.name for stage in stages])
         for row, stage in enumerate(stages):
             if stage.top1 is not None:
-                axes.plot(stage.top1, row, "o" if stage.kind == "float" else "D", color=_FIRST, markersize=7)
+                axes.plot(stage.top1, row, "o" if stage.kind == "float" else "D", color=FIRST, markersize=7)
                 axes.annotate(f"{stage.top1:.2f} %", (stage.top1, row), (9, 0), textcoords="offset points", va="center")
             if stage.kind == "quantized" and stage.top1 is not None:
-                axes.axvline(stage.top1, color=_SECOND, linestyle="--", linewidth=1, zorder=0)
+                axes.axvline(stage.top1, color=SECOND, linestyle="--", linewidth=1, zorder=0)
         found = [stage.top1 for stage in stages if stage.top1 is not None]
         axes.set_xlim(*_percent_limits(found))
         for row, stage in enumerate(stages):
             if stage.top1 is None:
                 axes.text(0.01, row, "skipped", transform=axes.get_yaxis_transform(), va="center", style="italic")
         axes.set_xlabel("top-1, %")
-        return _svg(figure, "ladder", "Top-1 accuracy of each stage")
+        return svg_element(figure, "ladder", "Top-1 accuracy of each stage")
 
 
 def training_curves(epochs: Sequence[Epoch]) -> str:
@@ -87,17 +53,17 @@ def training_curves(epochs: Sequence[Epoch]) -> str:
     Returns:
         An `<svg>` element.
     """
-    with mpl.rc_context(_STYLE | {"axes.grid.axis": "both"}):
-        figure = Figure(figsize=(_WIDTH, 2.9), layout="constrained")
+    with mpl.rc_context(STYLE | {"axes.grid.axis": "both"}):
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         measured = [(e.epoch, e.top1) for e in epochs if e.top1 is not None]
         losses = [(e.epoch, e.loss) for e in epochs if math.isfinite(e.loss)]
-        _curve(left, losses, "training loss", _SECOND, "s--")
+        _curve(left, losses, "training loss", SECOND, "s--")
         left.set_ylim(0, 1.1 * max([loss for _, loss in losses if loss > 0], default=1.0))  # a wiggle looks like one
-        _curve(right, measured, "held-out top-1, %", _FIRST, "o-")
+        _curve(right, measured, "held-out top-1, %", FIRST, "o-")
         low, high = _percent_limits([top1 for _, top1 in measured])
         right.set_ylim(low, high)
-        return _svg(figure, "training", "Training loss and held-out accuracy by epoch")
+        return svg_element(figure, "training", "Training loss and held-out accuracy by epoch")
 
 
 def ranges(layers: Sequence[Layer]) -> str:
@@ -110,13 +76,13 @@ def ranges(layers: Sequence[Layer]) -> str:
         An `<svg>` element.
     """
     shown = [(layer, layer.y, layer.ymax) for layer in layers if layer.y and layer.ymax][:MOST_RANGES]
-    with mpl.rc_context(_STYLE):
-        figure, axes = _rows(len(shown), [_short(layer.name) for layer, _, _ in shown], extra=0.35)
+    with mpl.rc_context(STYLE):
+        figure, axes = named_rows(len(shown), [short(layer.name) for layer, _, _ in shown], extra=0.35)
         rows = range(len(shown))
-        axes.hlines(rows, [y for _, y, _ in shown], [ymax for _, _, ymax in shown], color=_SECOND, linewidth=3)
-        axes.plot([y for _, y, _ in shown], rows, "o", color=_FIRST, markersize=6, label="y, as calibrated")
+        axes.hlines(rows, [y for _, y, _ in shown], [ymax for _, _, ymax in shown], color=SECOND, linewidth=3)
+        axes.plot([y for _, y, _ in shown], rows, "o", color=FIRST, markersize=6, label="y, as calibrated")
         axes.plot(
-            [ymax for _, _, ymax in shown], rows, "|", color=_INK, markersize=11, mew=2, label="ymax, a power of two"
+            [ymax for _, _, ymax in shown], rows, "|", color=INK, markersize=11, mew=2, label="ymax, a power of two"
         )
         axes.set_xscale("log", base=2)
         low = math.floor(math.log2(min(y for _, y, _ in shown)))
@@ -128,24 +94,12 @@ def ranges(layers: Sequence[Layer]) -> str:
         axes.minorticks_off()
         axes.tick_params(axis="x", labeltop=len(shown) > 25)  # a tall picture needs its axis at both ends
         figure.legend(loc="outside upper left", ncols=2)
-        return _svg(figure, "ranges", "Range of each activation and the power of two above it")
-
-
-def _rows(count: int, names: Sequence[str], extra: float = 0.0) -> tuple[Figure, Axes]:
-    """Axes with one named row an item, the first at the top."""
-    figure = Figure(figsize=(_WIDTH, _ROW * count + 0.7 + extra), layout="constrained")
-    axes = figure.subplots()
-    axes.set_yticks(range(count), names)
-    axes.set_ylim(count - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    return figure, axes
+        return svg_element(figure, "ranges", "Range of each activation and the power of two above it")
 
 
 def _curve(axes: Axes, points: Sequence[tuple[int, float]], label: str, color: str, style: str) -> None:
     axes.set_title(label, loc="left", fontsize=10)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    whole_numbers(axes, "epoch")
     if points:
         axes.plot(
             [x for x, _ in points], [y for _, y in points], style, color=color, markersize=4 if len(points) > 1 else 8
@@ -167,23 +121,3 @@ def _power_of_two(value: float) -> str:
     if abs(exponent) > 4:
         return f"2^{exponent}"
     return str(2**exponent) if exponent >= 0 else f"1/{2**-exponent}"
-
-
-def _short(name: str, limit: int = 40) -> str:
-    return name if len(name) <= limit else f"…{name[1 - limit :]}"
-
-
-def _svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as an element to put into HTML: no metadata, ids of its own, colours and font of the page."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows them
-    svg = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg role="img" aria-label="{label}" \1>', svg)
-    svg = re.sub(r"font-family: [^;]*; ", "", svg)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return svg

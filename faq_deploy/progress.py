@@ -47,6 +47,20 @@ class EpochSummary:
             f"{self.images_per_second:.0f} images/s"
         )
 
+    def as_line(self) -> dict[str, str | int | float | bool]:
+        """For `metrics.jsonl`, where epochs count from 0."""
+        return {
+            "kind": "epoch",
+            "epoch": self.number - 1,
+            "lr": self.lr,
+            "loss": self.loss,
+            "train_top1": self.train_top1,
+            "top1": self.top1,
+            "best": self.is_best,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+        }
+
 
 class TrainingReporter(Protocol):
     """Told by the training loop how far it is. Use as a context manager."""

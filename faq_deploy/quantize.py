@@ -13,17 +13,20 @@ from engines.image_batches import BadImages, OnBad
 from engines.images import ImageSet
 from engines.run_folder import RunFolder
 from faq_deploy import __version__, checkpoint
-from faq_deploy.augment import TrainingData, epoch_order, steps_per_epoch, training_batches
-from faq_deploy.calibrated_run import Calibrated, interrupted
+from faq_deploy.augment import TrainingData, epoch_order, require_shares, steps_per_epoch, training_batches
+from faq_deploy.batch_statistics import synchronize
+from faq_deploy.calibrated_run import Calibrated, interrupted, is_random
 from faq_deploy.data import Splits
 from faq_deploy.finetune import FinetuneResult, Interrupted, finetune
+from faq_deploy.net import QuantizedNet
 from faq_deploy.progress import TrainingReporter
+from faq_deploy.ranks import Ranks
 from faq_deploy.recipe import Recipe, dump_toml
-from faq_deploy.stored_net import StoredNet, save_net
+from faq_deploy.stored_net import StoredNet, load_net, save_net
 from faq_deploy.torch_eval import top1_percent
 from faq_deploy.versions import torch_versions
 
-__all__ = ["Batches", "QuantizeResult", "finetune_run"]
+__all__ = ["Batches", "QuantizeResult", "finetune_run", "float_teacher"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class QuantizeResult:
 
 @dataclass(frozen=True)
 class Batches:
-    """Training batches of one recipe, for `finetune`."""
+    """Training batches of one recipe, for `finetune`: of each, the part of this process."""
 
     images: ImageSet
     recipe: Recipe
@@ -48,11 +51,21 @@ class Batches:
     workers: int
     on_bad: OnBad
     bad: BadImages
+    ranks: Ranks
+
+    def __post_init__(self) -> None:
+        if self.ranks.count > 1 and self.recipe.training.epochs > 0:
+            require_shares(len(self.images), self.recipe.training.batch_size, self.ranks.count)
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches an epoch."""
         return steps_per_epoch(len(self.images), self.recipe.training.batch_size)
+
+    def images_in(self, step: int) -> int:
+        """Images in a step's batch, of all processes together."""
+        size, last = self.recipe.training.batch_size, self.steps_per_epoch - 1
+        return size if step < last else len(self.images) - size * last
 
     def batches(self, epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Those of one epoch, from a step on."""
@@ -65,6 +78,8 @@ class Batches:
             self.recipe.training.batch_size,
             start_step=start_step,
             workers=self.workers,
+            rank=self.ranks.rank,
+            ranks=self.ranks.count,
             on_bad=self.on_bad,
             bad=self.bad,
         )
@@ -75,10 +90,11 @@ def finetune_run(
     splits: Splits,
     run: RunFolder,
     *,
-    device: torch.device,
+    ranks: Ranks,
     workers: int,
     keep: str,
     resume: bool,
+    changed: bool,
     reporter: TrainingReporter,
     on_bad: OnBad,
     bad: BadImages,
@@ -90,10 +106,11 @@ def finetune_run(
         calibrated: as `calibrate_run` left it.
         splits: images to train on and to validate with.
         run: holds `float.pt`.
-        device: where to train.
-        workers: processes that load images.
+        ranks: the processes that train; the first one writes.
+        workers: processes that load images, for each rank.
         keep: `best` (validation top-1, calibration alone included) or `last` weights go into `quantized.pt`.
         resume: go on from the run's checkpoint.
+        changed: even if its recipe was another one.
         reporter: told about training.
         on_bad: what to do about an image that can't be read.
         bad: collects skipped images.
@@ -104,9 +121,13 @@ def finetune_run(
     """
     net, recipe = calibrated.stored.net, calibrated.stored.recipe
     trains = recipe.training.epochs > 0
+    if recipe.training.sync_batch_norm and ranks.count > 1:
+        synchronize(net)
 
     def validate() -> float:
-        return top1_percent(net, splits.val, device=device, on_bad=on_bad, bad=bad) if trains else calibrated.top1
+        if not trains:
+            return calibrated.top1
+        return top1_percent(net, splits.val, device=ranks.device, on_bad=on_bad, bad=bad, ranks=ranks)
 
     augment = splits.augment if recipe.training.augment == "auto" else recipe.training.augment
     try:
@@ -115,33 +136,53 @@ def finetune_run(
             on_stage(f"fine-tuning on {count} image{'s' if count != 1 else ''}")
         result = finetune(
             net,
-            train=Batches(splits.train, recipe, augment, workers, on_bad, bad),
+            train=Batches(splits.train, recipe, augment, workers, on_bad, bad, ranks),
             val=validate,
             training=recipe.training,
             weight_decay=recipe.training.weight_decay,
             run=run,
             recipe_toml=dump_toml(recipe),
-            device=device,
+            device=ranks.device,
+            ranks=ranks,
             reporter=reporter,
-            before_step=net.refresh,
+            before_step=net.before_step,
+            teacher=float_teacher(run, ranks.device) if trains and recipe.training.distill > 0 else None,
             start_top1=calibrated.top1,
             resume=resume and checkpoint.has_checkpoint(run),
+            changed=changed,
+            pretrained=not is_random(calibrated.stored.facts),
         )
         if keep == "best":
             net.load_state_dict(result.best_state)
         epoch = result.best_epoch if keep == "best" else result.epochs_done
         final = result.best_top1 if keep == "best" else result.last_top1
         done = QuantizeResult(calibrated.float_top1, calibrated.top1, final, keep, epoch, result)
-        if resume and _is_written(run, done):
-            if not trains:
-                reporter.note(f"nothing to do: {run.path} is calibrated, and no epochs are asked for")
-            return done
-        _write_quantized(calibrated.stored, done, run)
+        ranks.first_does(lambda: _write_result(calibrated.stored, done, run, reporter, resume=resume))
     except Interrupted as error:
         raise interrupted(run, error.what) from None
     except KeyboardInterrupt:
         raise interrupted(run) from None
     return done
+
+
+def float_teacher(run: RunFolder, device: torch.device) -> QuantizedNet:
+    """The run's own float net on a device, for distillation.
+
+    Raises:
+        InputError: its file is missing or was changed.
+    """
+    teacher = load_net(run.require("calibrate", "float.pt")).net
+    teacher.to(device).set_mode("float")
+    return teacher.eval().requires_grad_(False)
+
+
+def _write_result(
+    stored: StoredNet, done: QuantizeResult, run: RunFolder, reporter: TrainingReporter, *, resume: bool
+) -> None:
+    if not resume or not _is_written(run, done):
+        _write_quantized(stored, done, run)
+    elif stored.recipe.training.epochs == 0:
+        reporter.note(f"nothing to do: {run.path} is calibrated, and no epochs are asked for")
 
 
 def _is_written(run: RunFolder, done: QuantizeResult) -> bool:
@@ -173,5 +214,5 @@ def _write_quantized(stored: StoredNet, done: QuantizeResult, run: RunFolder) ->
             "steps": done.training.steps,
             "seconds": round(done.training.seconds, 3),
         },
-        after=["export", "build", "eval"],
+        after=["export", "build", "eval", "analyze/similarity", "analyze/exponents"],
     )

@@ -7,7 +7,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from faq_deploy.fixed_point import FixedPoint, ceil_log2, quantize_weight, step_size
+from faq_deploy.batch_statistics import NormalizesBatches, batch_statistics, normalization_gradient, unbiased
+from faq_deploy.fixed_point import FixedPoint, ceil_log2, quantize_weight, step_size, widened
 from faq_deploy.layers import Mode
 
 __all__ = ["MULTIPLIER", "QuantizedBatchNorm"]
@@ -28,7 +29,7 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
-class QuantizedBatchNorm(nn.Module):
+class QuantizedBatchNorm(NormalizesBatches):
     """y = a·x + c per channel, a on an 8-bit grid, c on the grid of the absorbed accumulator.
 
     In training a comes from the batch's statistics and the running ones are updated (A14); in eval from
@@ -98,16 +99,17 @@ class QuantizedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, ...) float32, same shape out."""
+        x = widened(x)
         if not self.training:
             return _scaled(x, *self.constants(self.running_mean, self.running_var))
         with torch.no_grad():
-            unused = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-            mean, var = torch.ops.aten.batch_norm_update_stats(x, *unused, 0.0)  # three times var_mean's speed
-            count = x.numel() / x.shape[1]
+            mean, var, count = batch_statistics(x, synchronized=self.synchronized)
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
+            self.running_var.lerp_(var * unbiased(count), self.momentum)
             a, c = self.constants(mean, var)
-        result: Tensor = _Normalize.apply(x, self.weight, self.bias, a, c, mean, torch.rsqrt(var + self.eps))
+        result: Tensor = _Normalize.apply(
+            x, self.weight, self.bias, a, c, mean, torch.rsqrt(var + self.eps), self.synchronized
+        )
         return result
 
 
@@ -133,21 +135,24 @@ class _Normalize(torch.autograd.Function):
         c: Tensor,
         mean: Tensor,
         scale: Tensor,
+        synchronized: bool,
     ) -> Tensor:
+        ctx.synchronized = synchronized  # type: ignore[attr-defined]
         ctx.save_for_backward(x, weight, a, mean, scale)
         return _scaled(x, a, c)
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
+    ) -> tuple[Tensor, Tensor, Tensor, None, None, None, None, None]:
         x, weight, a, mean, scale = ctx.saved_tensors  # type: ignore[attr-defined]
         plain = weight * scale  # a before it was quantized
         small = plain.abs() < 1e-20
         used = torch.where(a == 0, 1e-6 * plain, a)
         used = torch.where(small, 1e-20, used)
         root = torch.where(small, 1.0, plain / used).abs().sqrt()
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, used / (scale * root), None, None, mean, scale * root, True, 0.0, [True, True, True]
+        synchronized: bool = ctx.synchronized  # type: ignore[attr-defined]
+        of_x, of_weight, of_bias = normalization_gradient(
+            gradient, x, used / (scale * root), mean, scale * root, synchronized=synchronized
         )
-        return of_x, of_weight / root, of_bias, None, None, None, None
+        return of_x, of_weight / root, of_bias, None, None, None, None, None

@@ -17,6 +17,7 @@ from engines.errors import InputError
 from faq_deploy.recipe_sections import (
     CalibrationSection,
     LayersSection,
+    PaperSection,
     QuantizerSection,
     Section,
     TrainingSection,
@@ -30,6 +31,7 @@ else:
 __all__ = [
     "CalibrationSection",
     "LayersSection",
+    "PaperSection",
     "QuantizerSection",
     "Recipe",
     "TrainingSection",
@@ -66,6 +68,7 @@ class Recipe(Section):
     calibration: CalibrationSection = CalibrationSection()
     training: TrainingSection
     layers: LayersSection = LayersSection()
+    paper: PaperSection = PaperSection()
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
@@ -84,7 +87,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     names = list_recipes()
     path = _FOLDER / f"{name_or_path}.toml" if str(name_or_path) in names else Path(name_or_path)
     if path.suffix != ".toml" and not path.exists():
-        remedy = _nearest(str(name_or_path), names) or f"take one of {', '.join(names)}, or name a .toml file."
+        remedy = _nearest(str(name_or_path), names) or "see `faq-deploy recipes`, or name a .toml file."
         raise InputError(f"There is no recipe {str(name_or_path)!r}.", remedy)
     try:
         text = path.read_text("utf-8")
@@ -129,7 +132,7 @@ def override(recipe: Recipe, assignments: Mapping[str, object] | Sequence[str]) 
 
 def dump_toml(recipe: Recipe) -> str:
     """The recipe as TOML text; `parse_recipe` gives an equal recipe back."""
-    return tomli_w.dumps(recipe.model_dump())
+    return tomli_w.dumps(recipe.model_dump(exclude_none=True))
 
 
 def resolved(recipe: Recipe, model_name: str) -> Recipe:
@@ -208,7 +211,8 @@ def _validated(raw: Mapping[str, object], source: str) -> Recipe:
                 what = str(first["ctx"]["error"])
                 key = what.partition(" ")[0]
             case _:
-                what = f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+                said = first["msg"].replace("tuple", "list")  # TOML has lists
+                what = f"{key} is {first['input']!r}: {said[0].lower()}{said[1:]}"
         raise InputError(f"{source}: {what}.", _key_remedy(key)) from error
 
 
@@ -217,12 +221,22 @@ def _key_remedy(key: str) -> str:
     known = next((name for name in (key, key.rpartition(".")[0]) if name in keys), None)
     if known is not None:
         return f"{known}: {keys[known]}."
-    return _nearest(key, keys) or f"the keys are {', '.join(keys)}."
+    section = key.partition(".")[0]
+    own = [name for name in keys if name.startswith(f"{section}.")]
+    if key == section and own:
+        return f"it is a section, with {', '.join(own)}."
+    sections = () if "." in key else dict.fromkeys(name.partition(".")[0] for name in keys if "." in name)
+    return _nearest(key, [*sections, *keys]) or f"the keys are {', '.join(own or keys)}."
 
 
 def _nearest(word: str, names: Iterable[str]) -> str:
     """A question with the most similar name, first by the last part (`lr` for `training.lr`), or nothing."""
-    last_parts = {name.rpartition(".")[2]: name for name in names}
+    all_names = list(names)
+    last_parts = [name.rpartition(".")[2] for name in all_names]
     last = word.rpartition(".")[2]
-    close = difflib.get_close_matches(last, last_parts, 1, 0.6)
-    return f"did you mean {last_parts[close[0]]}?" if close else ""
+    holding = [part for part in last_parts if len(last) > 3 and last in part]  # freeze, of freeze_exponents
+    close = difflib.get_close_matches(last, last_parts, 1, 0.6) or holding
+    if not close:
+        return ""
+    same = [name for name, part in zip(all_names, last_parts, strict=True) if part == close[0]]
+    return f"did you mean {difflib.get_close_matches(word, same, 1, 0.0)[0]}?"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["CalibrationSection", "LayersSection", "QuantizerSection", "Section", "TrainingSection"]
+__all__ = ["CalibrationSection", "LayersSection", "PaperSection", "QuantizerSection", "Section", "TrainingSection"]
 
 
 class Section(BaseModel):
@@ -29,7 +29,7 @@ class QuantizerSection(Section):
     """c of the rule sigma, over 0; the paper's is 4.12 at 4 bits"""
     sigma_reading: Literal["R2", "R1"] = "R2"
     """R2: step = c*sigma/(2^bits - 1); R1: twice that, so that +-c*sigma is the range"""
-    certify: bool | Literal["auto"] = "auto"
+    certify: Literal[True, False, "auto"] = "auto"
     """halve the codes of channels whose sums could pass 2^24, where fp32 rounds; auto: if batch_norm is fold"""
 
     @model_validator(mode="after")
@@ -42,8 +42,8 @@ class QuantizerSection(Section):
 class CalibrationSection(Section):
     """How activation ranges are found (paper 3.2)."""
 
-    method: Literal["percentile", "max", "mse", "entropy"] = "percentile"
-    """the range estimator"""
+    method: Literal["percentile", "max", "mse", "entropy", "fixed"] = "percentile"
+    """the range estimator; fixed looks at no image: a step of 2^(-bits/2) for every activation"""
     batches: int = Field(default=5, ge=1)
     """training batches to look at, at least 1"""
     batch_size: int = Field(default=256, ge=1)
@@ -77,6 +77,8 @@ class TrainingSection(Section):
     """passes over the training images; 0 calibrates only"""
     batch_size: int = Field(default=256, ge=1)
     """images in a training step, at least 1"""
+    batch_doublings: tuple[int, ...] = Field(default=(), strict=False)
+    """epochs, ascending from 1 to the last, at which the images in a step double; gradients are accumulated"""
     lr: float = Field(gt=0)
     """learning rate of the first epoch, over 0"""
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -90,21 +92,59 @@ class TrainingSection(Section):
     gamma: float = Field(default=1.0, gt=0, le=1)
     """factor of the schedule, over 0 and up to 1"""
     milestones: tuple[int, ...] = Field(default=(), strict=False)
-    """epochs, ascending from 1 to the last, at which the schedule step multiplies by gamma"""
+    """epochs, ascending from 1 to the last, at which the schedule step multiplies by gamma; one given twice, twice"""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """of image order, augmentation and dropout, 0 to 2^31 - 1"""
     augment: Literal["auto", "none", "shift", "cifar", "imagenet"] = "auto"
     """random changes to training images; auto: what suits the data"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """of the products in training; quantizers, batch norms and evaluation stay in fp32"""
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    """layout of images in memory; auto: channels_last for quantized nets, contiguous for float ones"""
+    sync_batch_norm: bool = False
+    """batch norm statistics over the images of all processes, not of each"""
+    distill: float = Field(default=0.0, ge=0, le=1)
+    """share of the loss that compares logits with the float net's, 0 to 1"""
+    distill_temperature: float = Field(default=4.0, gt=0)
+    """what the logits are divided by in that comparison, over 0"""
+    freeze_exponents: int = Field(default=0, ge=0)
+    """in so many last epochs, up to all, the weights' exponents stay as they are"""
 
     @model_validator(mode="after")
     def _possible(self) -> TrainingSection:
         if self.schedule == "step" and self.epochs > 0:
             marks = self.milestones
-            if not marks or marks[0] < 1 or any(a >= b for a, b in pairwise(marks)):
+            if not marks or marks[0] < 1 or any(a > b for a, b in pairwise(marks)):
                 raise ValueError(f"training.milestones {list(marks)} must ascend from 1, and not be empty")
             if marks[-1] >= self.epochs:
                 raise ValueError(f"training.milestones has {marks[-1]}, but the last epoch is {self.epochs - 1}")
+        if 0 < self.epochs < self.freeze_exponents:
+            raise ValueError(
+                f"training.freeze_exponents is {self.freeze_exponents}, but training.epochs is {self.epochs}"
+            )
+        doublings = self.batch_doublings
+        if doublings and (doublings[0] < 1 or any(a >= b for a, b in pairwise(doublings))):
+            raise ValueError(f"training.batch_doublings {list(doublings)} must ascend from 1")
+        if doublings and 0 < self.epochs <= doublings[-1]:
+            raise ValueError(f"training.batch_doublings has {doublings[-1]}, but the last epoch is {self.epochs - 1}")
         return self
+
+
+class PaperSection(Section):
+    """Which result of the paper a recipe repeats; nothing of it changes a run."""
+
+    row: str = ""
+    """where the paper prints it, such as Table 1, ResNet-18, 8 bits"""
+    model: str = ""
+    """as named on the command line"""
+    weights: str = ""
+    """what it starts from, as named on the command line; empty: published or trained ones"""
+    top1: float | None = Field(default=None, ge=0, le=100)
+    """the paper's, in percent"""
+    float_top1: float | None = Field(default=None, ge=0, le=100)
+    """of the float net it starts from, in percent"""
+    readings: tuple[str, ...] = Field(default=(), strict=False)
+    """how the text was read where it is open, as numbered in docs/readings.md"""
 
 
 class LayersSection(Section):

@@ -111,8 +111,9 @@ class Resize(nn.Module):
             mode = "bilinear" if len(self.new) == 2 else "linear"
             return F.interpolate(x, self.new, mode=mode, align_corners=self.align_corners)
         *rows, columns = self.matrices()
-        y = x @ columns.T
-        return rows[0] @ y if rows else y
+        with torch.autocast(x.device.type, enabled=False):  # sums of codes, not products to be had in 16 bits
+            y = x @ columns.T
+            return rows[0] @ y if rows else y
 
 
 class AdaptiveAveragePool(Shifted):
@@ -135,7 +136,8 @@ class AdaptiveAveragePool(Shifted):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) float32 to (N, C, *new)."""
-        return self.shifted(self.rows @ (x @ self.columns.T) / self.counts)
+        with torch.autocast(x.device.type, enabled=False):  # see `Resize`
+            return self.shifted(self.rows @ (x @ self.columns.T) / self.counts)
 
     def window_sizes(self, size: tuple[int, ...]) -> set[int]:
         """How many values the windows average; the image's size is known already."""

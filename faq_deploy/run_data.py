@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engines.errors import InputError
 from engines.files import sha256_of
 from engines.image_batches import OnBad
-from engines.image_files import ClassOrder, class_folders
+from engines.image_files import VALIDATION_FOLDERS, ClassOrder, class_folders
 from engines.images import ImageFolder, ImageSet
 from engines.preprocess import Preprocessing
 from engines.run_folder import RunFolder
-from faq_deploy.data import VALIDATION_FOLDERS, Splits, default_preprocessing, open_data
+from faq_deploy.data import Splits, default_preprocessing, open_data
+from faq_deploy.pixel_cache import CachedImages, cached
+from faq_deploy.shards import ShardImages, shard_spec
 
 __all__ = [
     "DataFacts",
@@ -56,7 +58,7 @@ class DataFacts(BaseModel):
     """What the manifest says of a run's images, enough to open them again.
 
     Attributes:
-        data: `digits`, `cifar10:DIR` or a folder, absolute.
+        data: `digits`, `cifar10:DIR`, a folder or shards, absolute.
         train_fraction: share of the images to train on; None where the data has a split of its own.
         class_order: of class folders; None is lexical.
         seed: of the split.
@@ -77,13 +79,14 @@ def data_facts(options: DataOptions, seed: int) -> DataFacts:
         InputError: no images were named.
     """
     if not options.data:
-        raise InputError("No images were named.", "pass --data DIR, --data cifar10:DIR or --data digits.")
+        raise InputError("No images were named.", "pass --data DIR (or SHARDS.tar, cifar10:DIR, digits).")
     kind, colon, folder = options.data.partition(":")
     place = options.data
     if colon and kind == "cifar10":
         place = f"cifar10:{Path(folder).expanduser().resolve()}"
     elif options.data != "digits":
-        place = str(Path(options.data).expanduser().resolve())
+        shards = shard_spec(options.data)
+        place = str(Path(options.data).expanduser().resolve()) if shards is None else shards.text
     return DataFacts(data=place, train_fraction=options.train_fraction, class_order=options.class_order, seed=seed)
 
 
@@ -142,38 +145,50 @@ def reopen_validation(
         facts: of the run.
         preprocessing: of the run.
         classes: of the run, in the order of the logits.
-        instead: another place of the same data, or a folder of such images, one folder per class.
+        instead: another place of the same data, or such images: a folder with one folder per class, or shards.
 
     Raises:
         InputError: they are gone, or don't fit.
     """
     place = instead or facts.data
     root = Path(place).expanduser()
+    shards = None if facts.train_fraction is not None or default_preprocessing(place) else shard_spec(place)
+    if shards is not None:
+        found = cached(ShardImages(shards.val or shards.train, preprocessing, classes))
+        return found, f"{shards.text}: {len(found):,} validation images, {len(classes)} classes"
     if facts.train_fraction is None and default_preprocessing(place) is None and root.is_dir():
         folders = class_folders(root)
         own = next((name for name in VALIDATION_FOLDERS if name in folders), None)
         if own is not None or set(folders) <= set(classes):
-            images = ImageFolder(root if own is None else root / own, preprocessing, classes)
+            images = cached(ImageFolder(root if own is None else root / own, preprocessing, classes))
             return images, f"{root}: {len(images):,} validation images, {len(classes)} classes"
     splits = reopen_data(facts, preprocessing, classes, instead)
     return splits.val, splits.description
 
 
 def training_images_warning(facts: DataFacts, images: ImageSet) -> str | None:
-    """A sentence where the images to evaluate are the very folder that the run was trained on; None elsewhere.
+    """A sentence where the images to evaluate are the very ones that the run was trained on; None elsewhere.
 
     Args:
         facts: of the run.
         images: to evaluate.
     """
-    if facts.train_fraction is not None or not isinstance(images, ImageFolder):
-        return None
-    if images.root.resolve() != (Path(facts.data) / "train").resolve():
+    source = images.base if isinstance(images, CachedImages) else images
+    if facts.train_fraction is not None or not _is_training_part(facts, source):
         return None
     return (
-        f"{images.root} holds the images that this run was trained on: the accuracies below say nothing about new "
+        f"{source.name} holds the images that this run was trained on: the accuracies below say nothing about new "
         "images, only whether all stages agree."
     )
+
+
+def _is_training_part(facts: DataFacts, images: ImageSet) -> bool:
+    if isinstance(images, ImageFolder):
+        return images.root.resolve() == (Path(facts.data) / "train").resolve()
+    if not isinstance(images, ShardImages):
+        return False
+    shards = shard_spec(facts.data)
+    return shards is not None and images.places == shards.train
 
 
 def trained_preprocessing(weights: str | None) -> Preprocessing | None:

@@ -2,88 +2,68 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.errors import InputError
 from engines.run_folder import RunFolder
 from faq_deploy import checkpoint
 from faq_deploy.checkpoint import MetricsLog, Tally, TrainingState
+from faq_deploy.diagnosis import layer_that_failed
 from faq_deploy.interrupt import Interrupted, StopSignals
 from faq_deploy.progress import EpochSummary, TrainingReporter
-from faq_deploy.recipe import TrainingSection
+from faq_deploy.repeatable import reseed
 from faq_deploy.schedule import learning_rate
+from faq_deploy.update_step import BatchSource, UpdateStep, steps_together
+from faq_deploy.watch import Closeness
 
-__all__ = ["BatchSource", "TrainingLoop", "copy_of_state", "repeatable"]
+__all__ = ["TrainingLoop", "copy_of_state"]
 
 # Losses stay on the device and are read once in so many steps: a read makes the CPU wait for the GPU.
 _READ_EVERY: Final = 20
-
-
-class BatchSource(Protocol):
-    """Training batches that depend on nothing but the epoch and the step."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch."""
-        ...
-
-    def batches(self, epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The epoch's batches from `start_step` on: images (N, C, H, W) float32 and labels (N,) int64."""
-        ...
 
 
 @dataclass
 class TrainingLoop:
     """The steps of a training, from where `state` stands to the end.
 
+    A step of `state`, of the batches and of `metrics.jsonl` is one (micro) batch; where a step of the optimizer takes
+    several, checkpoints are written between those.
+
     Attributes:
-        net: on `device`, its parameters in `optimizer`.
-        optimizer: SGD.
+        update: what a step of the optimizer does.
         train: the batches.
-        val: top-1 in percent of `net` in eval mode.
-        training: epochs, learning rates, seed.
+        val: top-1 in percent of the net in eval mode, the same on every process.
         run: where checkpoints go.
-        device: where to train.
         reporter: told about steps and epochs.
-        before_step: called before each training forward.
         state: moved on; exact after a step once its loss is read, which happens before every checkpoint.
-        log: `metrics.jsonl`.
+        log: `metrics.jsonl`; None on all processes but the first.
+        closeness: of the weights to those at the start.
         signals: asked after every step whether to stop.
     """
 
-    net: nn.Module
-    optimizer: torch.optim.Optimizer
+    update: UpdateStep
     train: BatchSource
     val: Callable[[], float]
-    training: TrainingSection
     run: RunFolder
-    device: torch.device
     reporter: TrainingReporter
-    before_step: Callable[[], None] | None
     state: TrainingState
-    log: MetricsLog
+    log: MetricsLog | None
+    closeness: Closeness
     signals: StopSignals
 
     def __post_init__(self) -> None:
-        from lightning_fabric import Fabric  # costs a second, which other verbs need not pay
-
-        cuda = self.device.type == "cuda"
-        self.fabric = Fabric(accelerator=self.device.type, devices=[self.device.index or 0] if cuda else 1)
-        self.module, self.stepper = self.fabric.setup(self.net, self.optimizer)
-        self.window = torch.zeros(_READ_EVERY, 2, device=self.device)  # loss and images right, of steps not yet read
-        self.sizes: list[int] = []  # their batch sizes
+        self.net, self.training, self.ranks = self.update.net, self.update.training, self.update.ranks
+        # loss x images and images right of this process, of steps not yet read
+        self.window = torch.zeros(_READ_EVERY, 2, device=self.ranks.device, dtype=torch.float64)
+        self.sizes: list[int] = []  # their images, on all processes
+        self.update.restore_scaler(self.state.scaler)
         self.saved_step = self.state.global_step
         self.saved_at = self.clock = time.perf_counter()
 
@@ -105,56 +85,51 @@ class TrainingLoop:
 
     def _train_epoch(self, checkpoint_seconds: float) -> None:
         state = self.state
-        for group in self.optimizer.param_groups:
+        for group in self.update.optimizer.param_groups:
             group["lr"] = learning_rate(self.training, state.epoch)
         self.net.train()
         self.clock = time.perf_counter()
-        left = state.steps_per_epoch - state.step_in_epoch
-        for images, labels in itertools.islice(self.train.batches(state.epoch, state.step_in_epoch), left):
-            self._step(images, labels)
+        batches = self.train.batches(state.epoch, state.step_in_epoch)
+        while state.step_in_epoch < state.steps_per_epoch:
+            self._step(batches)
+            due = time.perf_counter() - self.saved_at >= checkpoint_seconds
+            if self.ranks.agree(due or self.signals.requested):
+                self._save()
+                if self.ranks.agree(self.signals.requested):
+                    raise self._interrupted()
+        self._read()
+        self._require_finite_weights()
+
+    def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """One step of the optimizer."""
+        state = self.state
+        steps = steps_together(self.training, state.epoch, state.step_in_epoch, state.steps_per_epoch)
+        total = sum(self.train.images_in(step) for step in steps)
+        self.update.begin(state.epoch)
+        for step in steps:
+            reseed(self.training.seed, state.global_step, self.ranks)
+            images, labels = self.update.on_device(*self._next(batches))
+            loss, logits = self.update.add(images, labels, total, last=step == steps[-1])
+            row = self.window[len(self.sizes)]
+            row[0] = loss.double() * len(labels)
+            row[1] = (logits.argmax(1) == labels).sum()
+            self.sizes.append(self.train.images_in(step))
+            state.step_in_epoch += 1
+            state.global_step += 1
             self.reporter.step(state.global_step)
             if len(self.sizes) == _READ_EVERY:
                 self._read()
-            if self.signals.requested:
-                self._save()
-                raise self._interrupted()
-            if time.perf_counter() - self.saved_at >= checkpoint_seconds:
-                self._save()
-        if state.step_in_epoch < state.steps_per_epoch:
+        self.update.finish()
+
+    def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        batch = next(batches, None)
+        if batch is None:
+            state = self.state
             raise InputError(
                 f"The training images ended after {state.step_in_epoch} of {state.steps_per_epoch} batches.",
                 "don't change the data folder during training; continue with --resume once it is as before.",
             )
-        self._read()
-        self._require_finite_weights()
-
-    def _step(self, images: Tensor, labels: Tensor) -> None:
-        state = self.state
-        self._reseed()
-        images = images.to(self.device, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
-        if self.before_step is not None:
-            self.before_step()
-        self.optimizer.zero_grad()
-        logits = self.module(images)
-        loss = F.cross_entropy(logits, labels)
-        self.fabric.backward(loss)
-        self.stepper.step()
-        row = self.window[len(self.sizes)]
-        row[0] = loss.detach()
-        row[1] = (logits.detach().argmax(1) == labels).sum()
-        self.sizes.append(len(labels))
-        state.step_in_epoch += 1
-        state.global_step += 1
-
-    def _reseed(self) -> None:
-        """Make dropout depend on the step alone, so that it is the same after a resume."""
-        # hashed: torch's CPU generator takes only the low 32 bits of a seed
-        text = f"{self.training.seed} {self.state.global_step}"
-        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.1 ms to look for other devices
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        return batch
 
     def _read(self) -> None:
         """Take the losses off the device; the state and the log are exact afterwards."""
@@ -162,18 +137,26 @@ class TrainingLoop:
         if not count:
             return
         lr = learning_rate(self.training, state.epoch)
-        rows = self.window[:count].tolist()
+        rows = self.ranks.total(self.window[:count]).tolist()
         steps = range(state.global_step - count, state.global_step)
+        if layer := self.update.overflowed():
+            self._flush()
+            raise InputError(
+                f"The output of layer {layer} overflows fp16, which ends at 65,504, by step {steps[-1]}.",
+                f"pass --precision bf16 or fp32; {self._last_good()}.",
+            )
         for step, (loss, right), size in zip(steps, rows, self.sizes, strict=True):
-            if not math.isfinite(loss):
-                self.log.flush()
-                raise self._diverged(f"The loss is {loss} at step {step} (learning rate {lr:g})")
-            self.log.add({"kind": "step", "step": step, "epoch": state.epoch, "lr": lr, "loss": loss})
+            mean = loss / size
+            if not math.isfinite(mean):
+                self._flush()
+                raise self._diverged(f"The loss is {mean} at step {step} (learning rate {lr:g}{self._where(step)})")
+            self._log({"kind": "step", "step": step, "epoch": state.epoch, "lr": lr, "loss": mean})
             state.tally.images += size
-            state.tally.loss += loss * size
+            state.tally.loss += loss
             state.tally.right += right
-        self.log.flush()
-        self.reporter.losses(sum(loss for loss, _ in rows) / count, 100 * sum(r for _, r in rows) / sum(self.sizes))
+        self._flush()
+        seen = sum(self.sizes)
+        self.reporter.losses(sum(loss for loss, _ in rows) / seen, 100 * sum(right for _, right in rows) / seen)
         self.sizes.clear()
         now = time.perf_counter()
         state.tally.seconds += now - self.clock
@@ -183,7 +166,7 @@ class TrainingLoop:
         state, tally = self.state, self.state.tally
         self.net.eval()
         self.reporter.validating()
-        self.signals.at_once = True
+        self.signals.at_once = self.ranks.count == 1  # else the others would wait for this one's part of the images
         try:
             state.last_top1 = float(self.val())
         except KeyboardInterrupt:
@@ -203,26 +186,18 @@ class TrainingLoop:
             seconds=tally.seconds,
             images_per_second=tally.images / max(tally.seconds, 1e-9),
         )
-        self.log.add(
-            {
-                "kind": "epoch",
-                "epoch": state.epoch,
-                "lr": summary.lr,
-                "loss": summary.loss,
-                "train_top1": summary.train_top1,
-                "top1": summary.top1,
-                "best": summary.is_best,
-                "seconds": summary.seconds,
-                "images_per_second": summary.images_per_second,
-            }
-        )
+        close = self.closeness.facts()
+        self._log(summary.as_line() | close | {"exponent_flips": tally.flips + self.update.exponents.take()})
+        self.update.exponents.go_on()
         if summary.is_best:
             state.best, state.best_epoch, state.best_top1 = copy_of_state(self.net), summary.number, summary.top1
         state.seconds += tally.seconds
         state.epoch, state.step_in_epoch, state.tally = summary.number, 0, Tally()
         self._save()
         self.reporter.epoch(summary)
-        if self.signals.requested:
+        if warning := self.closeness.warning(close):
+            self.reporter.note(warning)
+        if self.ranks.agree(self.signals.requested):
             raise self._interrupted()
 
     def _is_best(self) -> bool:
@@ -236,11 +211,25 @@ class TrainingLoop:
         self._read()
         self._require_finite_weights()
         state = self.state
-        state.net, state.optimizer = self.net.state_dict(), self.optimizer.state_dict()
-        state.metrics_bytes = self.log.flush(to_disk=True)
-        checkpoint.save_state(self.run, state)
+        state.net, state.optimizer = self.net.state_dict(), self.update.optimizer.state_dict()
+        state.scaler = self.update.scaler_state()
+        state.tally.flips += self.update.exponents.take()
+        self.ranks.first_does(self._write)
         self.saved_step = state.global_step
         self.saved_at = self.clock = time.perf_counter()
+
+    def _write(self) -> None:
+        if self.log is not None:
+            self.state.metrics_bytes = self.log.flush(to_disk=True)
+        checkpoint.save_state(self.run, self.state)
+
+    def _log(self, line: dict[str, str | int | float | bool]) -> None:
+        if self.log is not None:
+            self.log.add(line)
+
+    def _flush(self) -> None:
+        if self.log is not None:
+            self.log.flush()
 
     def _require_finite_weights(self) -> None:
         """The loss of a step doesn't show what its update did to the weights."""
@@ -250,35 +239,22 @@ class TrainingLoop:
             step = self.state.global_step - 1
             raise self._diverged(f"{names[finite.index(False)]} holds NaN or Inf after step {step}")
 
+    def _where(self, step: int) -> str:
+        """The layer in which a step's numbers are first NaN or Inf, for a message."""
+        if self.ranks.count > 1:  # the others may not see the folder
+            return ""
+        layer = layer_that_failed(self.update, self.train, checkpoint.load_state(self.run), step)
+        return "" if layer is None else f"; NaN or Inf begins in layer {layer}"
+
     def _interrupted(self) -> Interrupted:
         done, planned = self.state.global_step, self.training.epochs * self.state.steps_per_epoch
         return Interrupted(f"Training was stopped after step {done} of {planned}.", "continue with --resume.")
 
     def _diverged(self, what: str) -> InputError:
-        path = self.run / checkpoint.CHECKPOINT
-        return InputError(
-            f"{what}.",
-            f"lower training.lr and train again; {path} is the last good checkpoint (step {self.saved_step}).",
-        )
+        return InputError(f"{what}.", f"lower training.lr and train again; {self._last_good()}.")
 
-
-@contextlib.contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels where there are any; the caller's random state and settings come back afterwards."""
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS has no deterministic kernels
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # a debugging aid that writes all memory twice
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+    def _last_good(self) -> str:
+        return f"{self.run / checkpoint.CHECKPOINT} is the last good checkpoint (step {self.saved_step})"
 
 
 def copy_of_state(net: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import cast
+
+from rich.console import Console
 
 from engines.files import sha256_of
 from engines.image_batches import BadImages
@@ -14,8 +17,9 @@ from faq_deploy.evaluate import EvalOptions, evaluate, load_run
 from faq_deploy.export import ExportResult, export_onnx
 from faq_deploy.new_run import QuantizeOptions, open_training, pick_device
 from faq_deploy.output_folder import check_output, remove_leftovers
-from faq_deploy.progress import TrainingReporter
+from faq_deploy.progress import LineReporter, TrainingReporter
 from faq_deploy.quantize import QuantizeResult, finetune_run
+from faq_deploy.ranks import Ranks, open_ranks
 from faq_deploy.report import write_html, write_json
 from faq_deploy.report_model import Report
 from faq_deploy.resumed import Begun, continued_recipe
@@ -31,7 +35,7 @@ from faq_deploy.samples import load_samples
 from faq_deploy.stored_net import NetFacts, load_net
 from faq_deploy.versions import engine_versions
 
-__all__ = ["evaluate_verb", "export_verb", "quantize_verb"]
+__all__ = ["Say", "evaluate_verb", "export_verb", "heard", "quantize_verb"]
 
 Say = Callable[[str], None]
 
@@ -45,19 +49,30 @@ def quantize_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say
     Raises:
         InputError: bad input of any kind, one sentence.
     """
+    with open_ranks(pick_device(options.device)) as ranks:
+        return _quantize(options, ranks, *heard(ranks, reporter, say))
+
+
+def heard(ranks: Ranks, reporter: TrainingReporter, say: Say) -> tuple[TrainingReporter, Say]:
+    """Who is told how a verb goes: of several processes only the first one talks."""
+    return (reporter, say) if ranks.is_first else (LineReporter(Console(quiet=True)), lambda text: None)
+
+
+def _quantize(
+    options: QuantizeOptions, ranks: Ranks, reporter: TrainingReporter, say: Say
+) -> tuple[QuantizeResult, list[str]]:
     bad = BadImages()
-    device = pick_device(options.device)
     on_bad = options.data.on_bad
+    changes: list[str] = []
     if options.resume:
         run = RunFolder(options.output)
-        facts = data_of_run(run)
-        calibrated = _continued(begin_run(run), facts, options)
+        facts, (calibrated, changes) = ranks.first_then_all(lambda: _continued(run, options))
         net = calibrated.stored.facts
         reporter.note(f"preprocessing: {preprocessing_in_words(net.preprocessing)}")
-        splits = reopen_data(facts, net.preprocessing, net.classes, options.data.data)
+        splits = ranks.first_then_all(lambda: reopen_data(facts, net.preprocessing, net.classes, options.data.data))
     else:
-        run = check_output(options.output, force=options.force)
-        loaded, splits, recipe, facts = open_training(options, reporter.note)
+        run = ranks.first_then_all(lambda: check_output(options.output, force=options.force))
+        loaded, splits, recipe, facts = ranks.first_then_all(lambda: open_training(options, reporter.note))
         net = NetFacts(
             model=str(options.model),
             weights=loaded.source.removeprefix(f"{options.model}, "),
@@ -66,32 +81,37 @@ def quantize_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say
             preprocessing=splits.train.preprocessing,
             ranges=[],
         )
-        calibrated = calibrate_run(
-            *(loaded.module, splits, recipe, net, run),
-            data=facts,
-            device=device,
-            on_bad=on_bad,
-            bad=bad,
-            on_stage=say,
+        first = ranks.first_does(
+            lambda: calibrate_run(
+                *(loaded.module, splits, recipe, net, run),
+                data=facts,
+                device=ranks.device,
+                on_bad=on_bad,
+                bad=bad,
+                on_stage=say,
+            )
         )
+        calibrated = begin_run(run) if first is None else first
     before = run.manifest().steps
     remembered = before["begin"].facts if "begin" in before else {}
     keep = options.keep or str(remembered.get("keep", "best"))
-    if remembered.get("keep") != keep:
-        run.record("begin", version=__version__, facts={"verb": "quantize", "keep": keep})
+    ranks.first_does(lambda: _record_begun(run, remembered, keep, changes))
     result = finetune_run(
         calibrated,
         splits,
         run,
-        device=device,
+        ranks=ranks,
         workers=options.workers,
         keep=keep,
         resume=options.resume,
+        changed=bool(changes),
         reporter=reporter,
         on_bad=on_bad,
         bad=bad,
         on_stage=say,
     )
+    for other in ranks.gathered(bad.reasons):
+        bad.reasons.update(other)
     warnings = [*calibrated.warnings, *bad.warnings()]
     if result.training.epochs_done and result.epoch == 0:
         warnings.append(
@@ -102,7 +122,7 @@ def quantize_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say
         warnings.append(
             f"{run / 'model.onnx'}, its engines and its report are of the weights before: export, build and eval again."
         )
-    return result, warnings
+    return result, warnings if ranks.is_first else []
 
 
 def export_verb(run: RunFolder, check_images: int, say: Say, *, pack_int4: bool = False) -> ExportResult:
@@ -175,10 +195,20 @@ def evaluate_verb(
     return report
 
 
-def _continued(calibrated: Calibrated, data: DataFacts, options: QuantizeOptions) -> Calibrated:
-    """The run to go on with, once nothing on the command line asks for another one; --epochs may differ."""
+def _continued(run: RunFolder, options: QuantizeOptions) -> tuple[DataFacts, tuple[Calibrated, list[str]]]:
+    """The data and the run to go on with, and what --force changed in its recipe."""
+    data, calibrated = data_of_run(run), begin_run(run)
     stored = calibrated.stored
     net = stored.facts
     begun = Begun(net.model, stored.recipe, net.weights_sha256, len(net.classes), data, net.preprocessing)
-    recipe = continued_recipe(begun, options)
-    return dataclasses.replace(calibrated, stored=stored.model_copy(update={"recipe": recipe}))
+    recipe, changes = continued_recipe(begun, options)
+    return data, (dataclasses.replace(calibrated, stored=stored.model_copy(update={"recipe": recipe})), changes)
+
+
+def _record_begun(run: RunFolder, remembered: Mapping[str, object], keep: str, changes: list[str]) -> None:
+    """Keep in the manifest which weights are wanted, and how the recipe was changed on the way."""
+    facts = dict(remembered) | {"verb": "quantize", "keep": keep}
+    if changes:
+        facts["changes"] = [*cast("list[str]", remembered.get("changes", [])), *changes]
+    if facts != remembered:
+        run.record("begin", version=__version__, facts=facts)

@@ -23,7 +23,7 @@ from engines.errors import CannotRunHere, InputError
 from engines.image_batches import BadImages, batches
 from engines.images import ArrayImages, ImageFolder
 from engines.preprocess import PixelArray, Preprocessing
-from faq_deploy.augment import TrainingData, epoch_order, steps_per_epoch, training_batches
+from faq_deploy.augment import TrainingData, epoch_order, require_shares, steps_per_epoch, training_batches
 from faq_deploy.data import Augment
 
 MODES: tuple[Augment, ...] = get_args(Augment)
@@ -283,6 +283,47 @@ def test_workers_end_with_their_reader() -> None:
     assert len(set(multiprocessing.active_children()) - before) == 2
     del loaded
     assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.parametrize("augment", MODES)
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 0), (3, 0), (3, 1)])
+def test_the_parts_of_all_ranks_are_the_batches_of_one_process(augment: Augment, ranks: int, workers: int) -> None:
+    data, order = TrainingData(IMAGES, augment, seed=7, epoch=3), epoch_order(23, 7, 3)
+    whole = list(training_batches(data, order, 8))
+    parts = [
+        list(training_batches(data, order, 8, rank=rank, ranks=ranks, workers=workers if rank else 0))
+        for rank in range(ranks)
+    ]
+    for step, (images, labels) in enumerate(whole):
+        assert torch.equal(torch.cat([part[step][0] for part in parts]), images)
+        assert torch.equal(torch.cat([part[step][1] for part in parts]), labels)
+        sizes = [len(part[step][1]) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        assert min(sizes) > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "ranks", "refused"),
+    [
+        (64, 16, 16, ""),
+        (65, 16, 16, ""),  # the last image is merged
+        (66, 16, 2, ""),
+        (66, 16, 3, "The last batch of an epoch has 2 of the 66 images, too few for 3 processes"),
+        (64, 2, 4, "A batch has 2 of the 64 images, too few for 4 processes"),
+        (3, 16, 4, "A batch has 3 of the 3 images"),
+        (5, 1, 1, ""),
+    ],
+)
+def test_batches_with_fewer_images_than_ranks_are_refused(
+    count: int, batch_size: int, ranks: int, refused: str
+) -> None:
+    if not refused:
+        require_shares(count, batch_size, ranks)
+        assert ranks <= batch_size
+        return
+    with pytest.raises(InputError, match=refused) as caught:
+        require_shares(count, batch_size, ranks)
+    assert caught.value.remedy == "pass another --batch-size, or fewer --devices."
 
 
 def test_an_error_inside_a_worker_is_not_taken_for_its_death() -> None:

@@ -59,3 +59,42 @@ def test_milestones_that_were_named_are_taken_as_they_are() -> None:
         chosen("float", texts=("training.milestones=[50]",), epochs=10)
     assert chosen("float", epochs=0)[1] == []
     assert chosen("float", epochs=90) == (load_recipe("float"), [])
+
+
+def test_doublings_of_the_batch_move_with_the_number_of_epochs() -> None:
+    recipe, said = chosen("table2-growing-batch", epochs=33)  # 55, 150 and 160 of 165
+    assert (recipe.training.epochs, recipe.training.batch_doublings) == (33, (11, 30, 32))
+    assert said == [
+        "batch: doubles after epoch 11, 30 and 32 of 33, in proportion to 55, 150 and 160 of 165 in recipe "
+        "table2-growing-batch"
+    ]
+    assert chosen("table2-growing-batch", texts=("training.epochs=33",))[0] == recipe
+
+
+def test_a_single_epoch_has_no_doublings() -> None:
+    recipe, said = chosen("table2-growing-batch", epochs=1)
+    assert recipe.training.batch_doublings == ()
+    assert said == ["batch: constant over 1 epoch, too few for the doublings of recipe table2-growing-batch"]
+
+
+def test_doublings_that_were_named_are_taken_as_they_are() -> None:
+    recipe, said = chosen("table2-growing-batch", texts=("training.batch_doublings=[5]",), epochs=10)
+    assert (recipe.training.batch_doublings, said) == ((5,), [])
+    with pytest.raises(InputError, match=r"training\.batch_doublings has 50, but the last epoch is 9"):
+        chosen("table2-growing-batch", texts=("training.batch_doublings=[50]",), epochs=10)
+    assert chosen("table2-growing-batch", epochs=0)[1] == []
+
+
+def test_steps_and_doublings_move_together() -> None:
+    texts = ("training.schedule=step", "training.milestones=[15]", "training.gamma=0.1")
+    recipe, said = chosen("table2-growing-batch", texts=texts, epochs=33)
+    assert (recipe.training.milestones, recipe.training.batch_doublings) == ((15,), (11, 30, 32))
+    assert len(said) == 1
+    grown = chosen("float", texts=("training.batch_doublings=[3]",), epochs=9)[0].training  # 30 and 60 of 90
+    assert (grown.milestones, grown.batch_doublings) == ((3, 6), (3,))
+
+
+def test_a_milestone_given_twice_stays_so() -> None:
+    recipe, said = chosen("table2-scratch-steps", epochs=22)  # 30, 60, 85, 95 and 95 of 110
+    assert recipe.training.milestones == (6, 12, 17, 19, 19)
+    assert "falls after epoch 6, 12, 17, 19 and 19 of 22" in said[0]

@@ -19,7 +19,7 @@ from engines.files import sha256_of
 from engines.preprocess import Preprocessing
 from faq_deploy import torchvision_zoo
 from faq_deploy.models import LoadedModel, load_model
-from faq_deploy.nets import BUILTIN_NETS, digits_resnet, resnet18_cifar, resnet18_cifar_w16
+from faq_deploy.nets import BUILTIN_NETS, digits_resnet, resnet14_cifar, resnet18_cifar, resnet18_cifar_w16
 from faq_deploy.torchvision_zoo import torchvision_architecture, torchvision_names
 from faq_deploy.weights import WeightsWarning
 
@@ -56,6 +56,7 @@ def torchvision_net(name: str, classes: int) -> nn.Module:
         (digits_resnet, (1, 8, 8), 47_050),
         (resnet18_cifar, (3, 32, 32), 11_173_962),  # the count that the common CIFAR-10 code prints
         (resnet18_cifar_w16, (3, 32, 32), 701_466),
+        (resnet14_cifar, (3, 32, 32), 175_258),
     ],
 )
 def test_builtin_nets_have_their_published_size(
@@ -172,7 +173,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     [
         ("digits_resnet", "builtin:digits-resnet"),
         ("resnet18", "torchvision:resnet18"),
-        ("builtin:resnet", "digits-resnet, resnet18-cifar, resnet18-cifar-w16"),
+        ("builtin:resnet", "digits-resnet, resnet14-cifar, resnet18-cifar, resnet18-cifar-w16"),
         ("torchvision:resnet81", "resnet18"),
         ("net.py", "net.py:factory"),
         ("hub:resnet18", "builtin:digits-resnet"),

@@ -35,3 +35,11 @@ def test_it_goes_together_with_bits_by_pattern(tmp_path: Path) -> None:
     options = parsed(tmp_path, int4_linear=True, bits=("4", "layer4.*=8"))
     assert (options.bits, options.overrides) == (4, {"layers.bits": {"layer4.*": 8}, "layers.int4_linear": True})
     assert make_recipe(options).layers.bits == {"layer4.*": 8}
+
+
+def test_precision_and_distillation_are_keys_of_the_recipe(tmp_path: Path) -> None:
+    assert parsed(tmp_path).overrides == {}
+    options = parsed(tmp_path, precision="bf16", distill=0.25)
+    assert options.overrides == {"training.precision": "bf16", "training.distill": 0.25}
+    training = make_recipe(options).training
+    assert (training.precision, training.distill) == ("bf16", 0.25)

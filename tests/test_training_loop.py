@@ -93,7 +93,7 @@ def test_best_and_last_weights_are_both_kept_and_the_earlier_of_equals_wins(tmp_
 def test_validation_sees_eval_mode_and_training_sees_train_mode(tmp_path: Path) -> None:
     modes: list[tuple[str, bool]] = []
     job = Job(tmp_path, epochs=1, train=Batches(steps_per_epoch=2))
-    job.before_step = lambda: modes.append(("step", job.net.training))
+    job.before_step = lambda frozen: modes.append(("step", job.net.training))
     job.val = Scores(before=lambda: modes.append(("val", job.net.training)))
     job()
     assert modes == [("step", True), ("step", True), ("val", False)]
@@ -103,7 +103,7 @@ def test_validation_sees_eval_mode_and_training_sees_train_mode(tmp_path: Path) 
 def test_before_step_changes_are_seen_by_the_forward_of_the_same_step(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
 
-    def zero() -> None:
+    def zero(frozen: bool) -> None:
         with torch.no_grad():
             for weight in net.parameters():
                 weight.zero_()
@@ -167,7 +167,7 @@ def test_the_callers_random_state_and_settings_come_back(tmp_path: Path) -> None
     inside: list[bool] = []
     job = Job(tmp_path, epochs=1, train=Batches(steps_per_epoch=2), net=nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
     torch.manual_seed(5)
-    job.before_step = lambda: inside.append(torch.are_deterministic_algorithms_enabled())
+    job.before_step = lambda frozen: inside.append(torch.are_deterministic_algorithms_enabled())
     job()
     assert torch.equal(torch.rand(3), wanted)
     assert inside == [True, True] and not torch.are_deterministic_algorithms_enabled()
@@ -190,6 +190,6 @@ def test_no_value_is_read_off_the_device_within_a_window_of_steps(
     for name in ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "__int__"):
         monkeypatch.setattr(Tensor, name, counted(name))
     counts: list[int] = []
-    job = Job(tmp_path, epochs=1, before_step=lambda: counts.append(len(reads)))
+    job = Job(tmp_path, epochs=1, before_step=lambda frozen: counts.append(len(reads)))
     job()
     assert counts[19] == counts[0] and counts[29] == counts[0] + 1

@@ -149,6 +149,44 @@ def test_resuming_in_another_way_is_refused_and_changes_nothing(
     assert contents(tmp_path / "run") == before
 
 
+def test_with_force_a_resumed_training_goes_on_in_another_way_and_says_so(place: Path, tmp_path: Path) -> None:
+    run(options(place, tmp_path / "run"))
+    changed: dict[str, object] = {
+        "training.epochs": 2,
+        "training.lr": 0.5,
+        "training.batch_size": 3,
+        "training.weight_decay": 0.25,
+    }
+    bare = QuantizeOptions(None, tmp_path / "run", DataOptions(), resume=True, keep="last", overrides=changed)
+    with pytest.raises(InputError, match=r"training.lr: 0.01 became 0.5") as caught:
+        run(bare)
+    assert "go on with them by --resume --force" in caught.value.remedy
+    assert run(dataclasses.replace(bare, force=True)).training.epochs_done == 2
+    stored = load_net(tmp_path / "run" / "quantized.pt").recipe.training
+    assert (stored.lr, stored.batch_size, stored.weight_decay) == (0.5, 3, 0.25)
+    facts = RunFolder(tmp_path / "run").manifest().steps["begin"].facts
+    assert facts["changes"] == [
+        "training.batch_size: 4 became 3",
+        "training.lr: 0.01 became 0.5",
+        "training.weight_decay: 0.0001 became 0.25",
+    ]
+    graph = dataclasses.replace(bare, force=True, bits=4)
+    with pytest.raises(InputError, match=r"\(bits: 8 became 4\)") as caught:
+        run(graph)
+    assert "--resume --force" not in caught.value.remedy
+
+
+def test_from_scratch_without_looking_at_images_is_no_reason_to_warn(place: Path, tmp_path: Path) -> None:
+    digits: dict[str, object] = {"model": "builtin:digits-resnet", "data": DataOptions(data="digits")}
+    fixed = {"weights": "random", "assignments": ["calibration.method=fixed"]}
+    wanted = options(place, tmp_path / "run", epochs=0, **digits, **fixed)
+    stages = list[str]()
+    result, warnings = quantize_verb(wanted, LineReporter(Console(file=StringIO())), stages.append)
+    assert warnings == []
+    assert result.float_top1 < 30
+    assert not any(text.startswith("calibrating") for text in stages)
+
+
 def test_export_of_a_corrected_run_sees_that_its_corrected_weights_changed(place: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     overrides = {"training.epochs": 0, "training.batch_size": 4, "calibration.weight_rounding": "compensated"}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engines.run_folder import RunFolder
 from faq_deploy.checkpoint import METRICS
-from faq_deploy.finetune import FinetuneResult, finetune
+from faq_deploy.finetune import BatchSource, FinetuneResult, finetune
 from faq_deploy.progress import LineReporter, TrainingReporter
 from faq_deploy.recipe import Recipe, dump_toml, load_recipe, override
 
@@ -45,6 +45,9 @@ class Batches:
     steps_per_epoch: int = STEPS
     before: Callable[[int], None] = lambda step: None
     yields: int = 10**9
+
+    def images_in(self, step: int) -> int:
+        return 8
 
     def batches(self, epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         for step in range(start_step, min(self.steps_per_epoch, self.yields)):
@@ -75,14 +78,16 @@ class Job:
 
     folder: Path
     epochs: int = 2
-    train: Batches = field(default_factory=Batches)
+    train: BatchSource = field(default_factory=Batches)
     val: Callable[[], float] = field(default_factory=Scores)
     changes: dict[str, object] = field(default_factory=dict)
     net: nn.Module = field(default_factory=tiny_net)
-    before_step: Callable[[], None] | None = None
+    before_step: Callable[[bool], None] | None = None
     reporter: TrainingReporter = field(default_factory=lambda: LineReporter(Console(file=StringIO())))
     checkpoint_seconds: float = 60.0
     start_top1: float | None = None
+    teacher: nn.Module | None = None
+    pretrained: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -104,6 +109,8 @@ class Job:
             start_top1=self.start_top1,
             resume=resume,
             checkpoint_seconds=self.checkpoint_seconds,
+            teacher=self.teacher,
+            pretrained=self.pretrained,
         )
 
     def lines(self, kind: str) -> list[dict[str, float]]:
@@ -128,7 +135,7 @@ def assert_whole(job: Job, reference: Job) -> None:
     """The resumed job has the weights, the losses and the steps of the uninterrupted one, each step once."""
     assert same_weights(job.net, reference.net)
     assert job.lines("step") == reference.lines("step")
-    assert [line["step"] for line in job.lines("step")] == list(range(job.epochs * STEPS))
+    assert [line["step"] for line in job.lines("step")] == list(range(job.epochs * job.train.steps_per_epoch))
     assert [line["epoch"] for line in job.lines("epoch")] == list(range(job.epochs))
     assert [line["loss"] for line in job.lines("epoch")] == [line["loss"] for line in reference.lines("epoch")]
 

@@ -1,0 +1,155 @@
+"""Post-training quantization with onnxruntime.quantization: no label is used, nothing is trained, float scales.
+
+Percentile and entropy are the range estimators of Migacz, "8-bit inference with TensorRT" (2017). onnxruntime's CPU
+kernels and its quantizer know 8-bit activations only, so that there is no 4-bit row.
+
+Install: pip install onnx onnxruntime sympy (both are dependencies of faq-deploy)
+
+python benchmarks/peers/onnxruntime_ptq.py --weights float.pth --data DIR --method entropy --seed 0
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # else the script finds neither benchmarks nor engines
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from benchmarks.common import this_machine
+from benchmarks.float_onnx import write_float_onnx
+from benchmarks.peers.peer_run import Setup, make_parser, open_setup, written_command
+from benchmarks.peers.record import RESULTS, Record, write_record
+from engines.errors import InputError
+from engines.image_batches import batches
+from engines.parity import top1
+from faq_deploy.rewrite import rewrite
+
+__all__ = ["main"]
+
+# as our recipe's at 8 bits; onnxruntime's own default is 99.999
+_PERCENTILE: Final = 99.99
+_METHODS: Final = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+
+
+class _Reader:
+    """Calibration images, one batch a call, as onnxruntime asks for them."""
+
+    def __init__(self, images: Iterator[Tensor]) -> None:
+        self.images = images
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The next batch; None at the end."""
+        batch = next(self.images, None)
+        return None if batch is None else {"input": batch.numpy()}
+
+
+def main() -> None:
+    """Export, quantize, measure, and write the record."""
+    parser = make_parser("Post-training quantization with onnxruntime.", trains=False)
+    parser.add_argument("--method", choices=list(_METHODS), default="entropy", help="the range estimator")
+    parser.add_argument("--per-tensor", action="store_true", help="one weight scale a layer, as in 2017")
+    arguments = parser.parse_args()
+    if arguments.bits != 8:
+        raise InputError(f"onnxruntime can't quantize activations to {arguments.bits} bits.", "pass --bits 8.")
+    machine, setup = this_machine(), open_setup(arguments)
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        floating, quantized = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+        example = next(setup.calibration())[:2]
+        write_float_onnx(rewrite(setup.net, example, setup.recipe), example, floating)
+        float_top1 = _top1(floating, setup)
+        quantize(floating, quantized, setup.calibration(), arguments.method, per_channel=not arguments.per_tensor)
+        seconds = time.perf_counter() - begin
+        found = _top1(quantized, setup)
+    print(f"float {float_top1:.2f} %, {arguments.method} {found:.2f} %", file=sys.stderr)
+    granularity = "tensor" if arguments.per_tensor else "channel"
+    percentile = f" {_PERCENTILE}" if arguments.method == "percentile" else ""
+    record = Record(
+        name=f"onnxruntime-{arguments.method}-ptq-{granularity}-8bit",
+        method=f"PTQ, {arguments.method}{percentile}",
+        library="onnxruntime",
+        version=onnxruntime.__version__,
+        weight_bits=8,
+        activation_bits=8,
+        scales="float",
+        granularity="tensor" if arguments.per_tensor else "channel",
+        start="float",
+        images="calibration",
+        epochs=0,
+        lr=None,
+        schedule=None,
+        float_top1=float_top1,
+        calibrated_top1={str(arguments.seed): found},
+        top1={str(arguments.seed): found},
+        best_top1={},
+        seconds=round(seconds, 1),
+        threads=1,
+        hardware=f"{machine.cpu}, {machine.cores} cores, no GPU",
+        torch=machine.torch,
+        commit=machine.commit,
+        command=written_command(
+            arguments,
+            "onnxruntime_ptq.py",
+            ["--method", arguments.method, *(["--per-tensor"] if arguments.per_tensor else [])],
+        ),
+        notes="Symmetric int8 weights and activations, batch norms folded, our calibration images; run unoptimized.",
+    )
+    if not arguments.steps:
+        print(write_record(record, arguments.output or RESULTS))
+
+
+def quantize(floating: Path, quantized: Path, images: Iterator[Tensor], method: str, *, per_channel: bool) -> None:
+    """Write `quantized`: the float file with QuantizeLinear and DequantizeLinear pairs, their ranges from `images`.
+
+    Args:
+        floating: a float ONNX file with input `input`.
+        quantized: the file to write.
+        images: float32 batches, shape (N, C, H, W).
+        method: minmax, percentile or entropy.
+        per_channel: a weight scale for each output channel, else one a layer.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    quantize_static(
+        str(floating),
+        str(quantized),
+        _Reader(images),
+        quant_format=QuantFormat.QDQ,
+        per_channel=per_channel,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=getattr(CalibrationMethod, _METHODS[method]),
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "CalibPercentile": _PERCENTILE},
+    )
+
+
+def _top1(path: Path, setup: Setup) -> float:
+    """Of an ONNX file in percent of the validation images, each operator as the file has it.
+
+    Optimized, onnxruntime would fuse 8-bit kernels, whose sums saturate at 16 bits on CPUs without VNNI: that is
+    what the CPU loses, and not the method.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    right = seen = 0
+    for batch in batches(setup.validation(), None, 256):
+        (logits,) = session.run(None, {"input": batch.images})
+        right += int(np.count_nonzero(top1(logits) == batch.labels))
+        seen += len(batch.labels)
+    return 100 * right / seen
+
+
+if __name__ == "__main__":
+    main()
