@@ -8,6 +8,7 @@ from typing import Final
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from faq_deploy.code_occupancy import Occupancy
 from faq_deploy.svg import FIRST, INK, SECOND, STYLE, WIDTH, svg_file, whole_numbers
@@ -45,10 +46,10 @@ def noise_plot(gradients: ByWidth, batches: Mapping[str, float], steps: ByWidth,
         figure = Figure(figsize=(WIDTH, 3.6 if not steps else 6.6), layout="constrained")
         upper, *lower = figure.subplots(2 if steps else 1, 1, squeeze=False)[:, 0]
         _lines(upper, gradients, "gradient: quantized against float weights, cosine")
-        _reference(upper, batches, "float, another batch")
+        _reference(upper, batches, "float, another batch", ":")
         for axes in lower:
             _lines(axes, steps, "step called for against steps taken (paper, Fig. 1), cosine")
-            _reference(axes, floating, "float")
+            _reference(axes, floating, "float", "--")
         handles = {line.get_label(): line for axes in (upper, *lower) for line in axes.get_lines()}
         figure.legend(list(handles.values()), list(handles), loc="outside right upper")
         return svg_file(figure, "Gradient noise of each layer by weight width")
@@ -102,6 +103,7 @@ def exponents_plot(
             axes.bar(list(counts), list(counts.values()), color=FIRST)
             axes.set_title(title, loc="left", fontsize=10)
             whole_numbers(axes, "l, the step is 2^l")
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         three.set_title("entropy of the codes, share of their bits", loc="left", fontsize=10)
         for (name, records), style, colour in zip(occupancies, ("o", "D"), (FIRST, SECOND), strict=False):
             shares = [record.entropy / record.bits for record in records]
@@ -131,9 +133,9 @@ def _lines(axes: Axes, widths: ByWidth, title: str) -> None:
     whole_numbers(axes, "layer")
 
 
-def _reference(axes: Axes, layers: Mapping[str, float], label: str) -> None:
+def _reference(axes: Axes, layers: Mapping[str, float], label: str, style: str) -> None:
     if layers:
-        axes.plot(range(1, len(layers) + 1), list(layers.values()), "--", color=INK, linewidth=1, label=label)
+        axes.plot(range(1, len(layers) + 1), list(layers.values()), style, color=INK, linewidth=1.2, label=label)
 
 
 def _by_epoch(axes: Axes, values: Mapping[int, float]) -> None:

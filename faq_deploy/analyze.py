@@ -95,12 +95,12 @@ def noise_verb(run: RunFolder, options: NoiseOptions, say: Callable[[str], None]
 
     training = recipe.training.model_copy(update={"epochs": max(recipe.training.epochs, 1)})  # 0: trained all the same
     with repeatable(ranks.device):
-        say(f"comparing gradients on {options.batches} batches")
+        say(f"comparing gradients on {options.batches} batch{'es' if options.batches != 1 else ''}")
         first = itertools.islice(stream(), options.batches)
         gradients = gradient_noise(stored.net, first, widths, training, ranks)
         walks: dict[int, StepNoise] = {}
         for bits in widths if options.steps else ():
-            say(f"taking {options.steps} steps with {bits}-bit weights")
+            say(f"taking {options.steps} step{'s' if options.steps != 1 else ''} with {bits}-bit weights")
             teacher = float_teacher(run, ranks.device) if training.distill > 0 else None
             changed = with_weight_bits(stored.net, bits)
             walks[bits] = step_noise(changed, stream(), options.steps, training, ranks, teacher=teacher)

@@ -1,4 +1,4 @@
-"""The command `analyze`."""
+"""The command `analyze` and its three verbs."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ _noise_options = options(
 )
 
 
-@click.group()
-def analyze() -> None:
-    """Look into a run: gradient noise, closeness to the float weights, exponents and codes.
+analyze = click.RichGroup(
+    "analyze",
+    help="""Look into a run: gradient noise, closeness to the float weights, exponents and codes.
 
-    Each leaves JSON and a picture in RUN/analysis; nothing else of RUN changes.
+Each leaves JSON and a picture in RUN/analysis; nothing else of RUN changes.
 
-    \b
-    Examples:
-      faq-deploy analyze noise runs/r18-4bit
-      faq-deploy analyze similarity runs/r18-4bit
-      faq-deploy analyze exponents runs/r18-4bit
-    """
+\b
+Examples:
+  faq-deploy analyze noise runs/r18-4bit
+  faq-deploy analyze similarity runs/r18-4bit
+  faq-deploy analyze exponents runs/r18-4bit""",
+)
 
 
 @analyze.command()

@@ -97,7 +97,9 @@ _model_and_data = options(
     ),
     click.option("--ema", is_flag=True, help="Take the EMA weights of a checkpoint that has both."),
     click.option(
-        "--data", metavar="DIR|digits|cifar10:DIR", help="Folder with train/ and val/, or one folder a class."
+        "--data",
+        metavar="DIR|SHARDS|digits|cifar10:DIR",
+        help="Folder with train/ and val/, or one folder a class; or train-{000..127}.tar,val-{00..05}.tar.",
     ),
     click.option(
         "--train-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Hold out the rest."

@@ -39,6 +39,7 @@ _DARK: Final = {"ink": "#ecece6", "line": "#43443f", "first": "#6cb8f5", "second
 STYLE: dict[RcKeyType, str | bool | float] = {
     "axes.edgecolor": _LINE,
     "axes.facecolor": "none",
+    "axes.formatter.useoffset": False,
     "axes.grid": True,
     "axes.grid.axis": "x",
     "axes.labelcolor": INK,

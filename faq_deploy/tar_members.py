@@ -31,7 +31,7 @@ class Member(NamedTuple):
 
 
 def tar_members(file: BinaryIO, place: str, length: int) -> Iterator[Member]:
-    """The regular files of an archive; a tenth of the time that the standard library's reader takes.
+    """The regular files of an archive, in a quarter of the time that the standard library's reader takes.
 
     Args:
         file: the archive, which can seek. A reader may move in it between two members.
@@ -50,7 +50,9 @@ def tar_members(file: BinaryIO, place: str, length: int) -> Iterator[Member]:
         header = _read(file, position, _BLOCK, place, length)
         if not any(header):
             if position == 0:
-                raise InputError(f"{place} holds no images: it begins with zeros, as an empty archive does.", "write it again.")
+                raise InputError(
+                    f"{place} holds no images: it begins with zeros, as an empty archive does.", "write it again."
+                )
             return
         size = _size(header, position, place)
         kind, offset = header[156:157], position + _BLOCK

@@ -35,7 +35,7 @@ def write_tar(path: Path, members: Mapping[str, bytes], form: int = tarfile.PAX_
     with path.open("wb") as stream, tarfile.open(fileobj=stream, mode="w|", format=form) as archive:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
-            info.size, info.mtime = len(content), 1700000000.25  # type: ignore[assignment]
+            info.size, info.mtime = len(content), 1700000000.25
             archive.addfile(info, io.BytesIO(content))
     return path
 

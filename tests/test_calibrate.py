@@ -147,3 +147,26 @@ def test_relu6_never_reaches_past_its_clip() -> None:
     assert len(capped) == 4
     for quantizer in capped:
         assert quantizer.top_code * 2.0 ** int(quantizer.exponent) <= 6.0
+
+
+@pytest.mark.parametrize(
+    ("target", "bits", "wanted"),
+    [
+        ("paper", 8, {8: -4}),
+        ("paper", 4, {4: -2, 8: -4}),  # the last ReLU has 8 bits
+        ("tensorrt", 8, {7: -3}),
+        ("tensorrt", 4, {4: -2, 7: -3}),
+    ],
+)
+def test_fixed_exponents_look_at_no_image(target: str, bits: int, wanted: dict[int, int]) -> None:
+    """A step of 2^(-b/2): ReLUs end at 2^(b/2), those of 7 bits where those of 8 do."""
+    recipe = make_recipe(target, bits)
+    net = rewrite(with_statistics(Small()), images(), recipe)
+    ranges = calibrate(net, iter(()), CalibrationSection(method="fixed"), recipe.target)
+    assert {r.name: r.exponent for r in ranges}["input_quantizer"] == -4
+    relus = [q for q in net.quantizers().values() if q.clip == "relu"]
+    assert {q.grid.bits: q.exponent_number for q in relus} == wanted
+    ends = {4: 4.0, 7: 16.0, 8: 16.0}
+    assert all(2.0 ** (q.exponent_number + q.grid.bits) == ends[q.grid.bits] for q in relus)
+    with torch.inference_mode():
+        assert bool(net(images()).isfinite().all())

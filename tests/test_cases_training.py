@@ -148,8 +148,10 @@ def pooled_job(folder: Path, count: int, size: int, *doublings: int) -> Job:
     return job
 
 
-@pytest.mark.parametrize("doublings", [(), (1,)])
-@pytest.mark.parametrize(("count", "size", "sizes"), [(65, 64, [65]), (33, 16, [16, 17]), (3, 64, [3])])
+@pytest.mark.parametrize(
+    ("count", "size", "sizes", "doublings"),
+    [(65, 64, [65], ()), (65, 64, [65], (1,)), (33, 16, [16, 17], ()), (33, 16, [16, 17], (1,)), (3, 64, [3], ())],
+)
 def test_a_single_last_image_is_merged_into_the_batch_before(
     tmp_path: Path, count: int, size: int, sizes: list[int], doublings: tuple[int, ...]
 ) -> None:

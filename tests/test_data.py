@@ -21,6 +21,7 @@ from engines.errors import CannotRunHere, InputError
 from engines.images import DataWarning, ImageSet
 from engines.preprocess import Preprocessing
 from faq_deploy.data import calibration_indices, default_preprocessing, hold_out, open_data
+from faq_deploy.pixel_cache import CachedImages
 
 PLAIN = Preprocessing()
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -185,7 +186,9 @@ def test_classes_may_be_called_train_or_valid(tmp_path: Path) -> None:
 def test_missing_data_says_what_data_can_be(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist") as caught:
         open_data(str(tmp_path / "missing"), preprocessing=PLAIN)
-    assert caught.value.remedy == "--data takes a folder of images, digits, or cifar10:DIR."
+    assert caught.value.remedy == (
+        "--data takes a folder of images, shards such as train-{000..127}.tar, digits, or cifar10:DIR."
+    )
     (tmp_path / "data.zip").write_bytes(b"")
     with pytest.raises(InputError, match="is a file, not a folder"):
         open_data(str(tmp_path / "data.zip"), preprocessing=PLAIN)
@@ -214,6 +217,17 @@ def test_the_automatic_augmentation_of_folders_follows_the_crop(tmp_path: Path, 
     tree(tmp_path, {"a": 2, "b": 2})
     spec = Preprocessing(crop=crop)
     assert open_data(str(tmp_path), preprocessing=spec, train_fraction=0.5).augment == augment
+
+
+def test_folders_of_small_images_are_decoded_once(tmp_path: Path) -> None:
+    tree(tmp_path / "train", {"a": 2, "b": 2})
+    tree(tmp_path / "val", {"a": 1, "b": 1})
+    splits = open_data(str(tmp_path), preprocessing=Preprocessing(crop=8))
+    wanted = splits.train.pixels(1).copy()
+    (tmp_path / "train" / "a" / "1.png").unlink()
+    np.testing.assert_array_equal(splits.train.pixels(1), wanted)
+    assert isinstance(splits.val, CachedImages)
+    assert not isinstance(open_data(str(tmp_path), preprocessing=PLAIN).val, CachedImages)  # of any size
 
 
 @given(labels=labels_of_classes, fraction=st.floats(0.05, 0.95), seed=st.integers(0, 9))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from faq_deploy.distill import training_loss
@@ -82,3 +83,12 @@ def test_teacher_sees_the_images_of_each_micro_batch(tmp_path: Path) -> None:
     changes: dict[str, object] = {"training.distill": 0.5, "training.batch_doublings": [1]}
     Job(tmp_path, epochs=2, train=Batches(steps_per_epoch=3), teacher=teacher, changes=changes)()
     assert teacher.seen == [8] * 6
+
+
+def test_float_training_has_no_teacher(tmp_path: Path) -> None:
+    import cli
+
+    command = ["train", "builtin:digits-resnet", "--data", "digits", "--set", "training.distill=0.5"]
+    result = CliRunner().invoke(cli.main, [*command, "-o", str(tmp_path / "run")])
+    assert result.exit_code == 2 and "training.distill needs a float net to learn from" in result.stderr
+    assert not (tmp_path / "run").exists()

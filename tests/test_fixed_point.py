@@ -14,6 +14,7 @@ from faq_deploy.fixed_point import (
     MAX_EXPONENT,
     MIN_EXPONENT,
     FixedPoint,
+    _pieces,
     bias_floor,
     ceil_log2,
     codes_of,
@@ -180,3 +181,29 @@ def test_bias_codes_stay_within_22_bits() -> None:
     codes = bias[1:].double() / step_size(floor[1:] + _exponent(-5)).double()
     assert bool((codes.abs() <= 2**22).all())
     assert bool((codes.abs() > 2**21).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_of_16_bits_are_quantized_in_fp32(dtype: torch.dtype) -> None:
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(1)).to(dtype)
+    grid = FixedPoint(8, False)
+    found = quantize_activation(x / 1024, -20, grid)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, quantize_activation((x / 1024).float(), -20, grid))
+    assert float(found.max()) == 255 * 2.0**-20
+
+
+def test_channels_last_is_quantized_in_pieces_to_the_same_values_and_gradients() -> None:
+    x = torch.randn(9, 32, 40, 40, generator=torch.Generator().manual_seed(2))
+    grid = FixedPoint(4, False)
+    plain = x.clone().requires_grad_()
+    other = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    values, found = quantize_activation(plain, -2, grid), quantize_activation(other, -2, grid)
+    assert found.is_contiguous(memory_format=torch.channels_last) and torch.equal(found, values)
+    (values.square().sum() + found.square().sum()).backward()
+    assert plain.grad is not None and other.grad is not None
+    assert torch.equal(plain.grad, other.grad) and float(plain.grad.abs().max()) > 0
+    pieces = _pieces(other.detach(), torch.empty_like(other))
+    assert len(pieces) == math.ceil(x.numel() / 2**18)
+    strided = x[:, :, ::2]  # neither layout: one piece
+    assert torch.equal(quantize_activation(strided, -2, grid), values.detach()[:, :, ::2])

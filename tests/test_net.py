@@ -10,6 +10,8 @@ from faq_deploy.net import QuantizedNet
 from faq_deploy.unary import Unary
 from tests.hand_graphs import GraphBuilder, noise
 from tests.hand_layers import group, head, ones, relu_conv, unary
+from tests.nets import Small, with_statistics
+from tests.quantized import make_recipe, quantized_net
 
 DATA = noise(4, 4, 6, 6, seed=1)
 
@@ -146,3 +148,27 @@ def test_shapes_are_those_of_the_graph() -> None:
     assert found["input"] == (4, 6, 6)
     assert found["joined"] == (8, 6, 6)
     assert found["fc"] == (5,)
+
+
+def test_frozen_exponents_stay_until_a_sum_could_pass_2_to_the_24() -> None:
+    net = quantized_net(with_statistics(Small(width=64)), make_recipe(bits=8)).net
+    assert net.certify
+    layer = net.weighted()["blocks_1_conv2"]
+    net.train()
+    net.before_step(frozen=False)
+    before = layer.weight_exponent.clone()
+    with torch.no_grad():
+        layer.weight.mul_(0.3)
+    net.before_step(frozen=True)
+    net.eval()
+    assert torch.equal(layer.weight_exponent, before)
+    net.train()
+    with torch.no_grad():
+        layer.weight.copy_(1e3 * layer.weight.abs())  # every code at the top of its grid
+    net.before_step(frozen=True)
+    assert torch.equal(layer.weight_exponent, before)
+    net.eval()
+    assert bool((layer.weight_exponent > before).all())
+    net.train()
+    net.before_step(frozen=False)
+    assert bool((layer.weight_exponent > before + 5).all())

@@ -23,6 +23,7 @@ from faq_deploy.run_data import (
     trained_preprocessing,
     training_images_warning,
 )
+from tests.shard_files import write_shards
 
 IMAGENET = Preprocessing(resize=256, crop=224)
 PLAIN = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -175,3 +176,44 @@ def test_only_the_training_part_of_a_split_folder_is_warned_of(tmp_path: Path) -
     for place, warned in ((root / "train", True), (root / "val", False), (root, False)):
         images, _ = reopen_validation(facts, PLAIN, ("a", "b"), str(place))
         assert (training_images_warning(facts, images) is not None) == warned
+
+
+def test_a_run_on_shards_opens_them_again_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_shards(tmp_path, "train", [[0, 1, 0], [1, 0, 1]])
+    write_shards(tmp_path, "val", [[1, 0]])
+    train, val = "train-{000..001}.tar", "val-{000..000}.tar"
+    facts = data_facts(DataOptions(f"{train},{val}"), 0)
+    assert facts.data == f"{tmp_path}/{train},{tmp_path}/{val}"
+    monkeypatch.chdir("/")
+    splits = reopen_data(facts, PLAIN, ("a", "b"))
+    assert (splits.train.labels.tolist(), splits.val.labels.tolist()) == ([0, 1, 0, 1, 0, 1], [1, 0])
+    assert splits.train.classes == ("a", "b")
+    (tmp_path / "train-001.tar").unlink()
+    images, description = reopen_validation(facts, PLAIN, ("a", "b"))  # the training shards may be absent
+    assert images.labels.tolist() == [1, 0]
+    assert description == f"{facts.data}: 2 validation images, 2 classes"
+    assert training_images_warning(facts, images) is None
+    other, _ = reopen_validation(facts, PLAIN, ("a", "b"), str(tmp_path / "train-000.tar"))
+    assert other.labels.tolist() == [0, 1, 0]
+
+
+def test_evaluating_on_the_training_shards_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    train, val = write_shards(tmp_path, "train", [[0, 1]]), write_shards(tmp_path, "val", [[1, 0]])
+    facts = data_facts(DataOptions(f"{train},{val}"), 0)
+    for place, warned in ((train, True), (val, False)):
+        for spec in (PLAIN, Preprocessing(crop=8)):  # with the cache and without
+            images, _ = reopen_validation(facts, spec, ("a", "b"), place)
+            assert (training_images_warning(facts, images) is not None) == warned
+
+
+def test_held_out_part_of_shards_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pattern = write_shards(tmp_path, "train", [[0, 1, 0], [1, 0, 1]])
+    facts = data_facts(DataOptions(pattern, 0.5), 3)
+    images, _ = reopen_validation(facts, PLAIN, ("0", "1"))
+    splits = reopen_data(facts, PLAIN, ("0", "1"))
+    assert [images.identity(i) for i in range(3)] == [splits.val.identity(i) for i in range(3)]
+    assert len(splits.train) == 3

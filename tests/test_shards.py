@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import http.server
 import io
 import os
 import pickle
-import re
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from engines.errors import CannotRunHere, InputError
+from engines.errors import InputError
 from engines.image_batches import BadImages, batches
 from engines.images import DataWarning, ImageFolder
 from engines.preprocess import BadImage, Preprocessing
 from faq_deploy import shard_index
 from faq_deploy.augment import TrainingData, epoch_order, training_batches
 from faq_deploy.data import open_data
-from faq_deploy.shard_places import expanded, stamp_of
+from faq_deploy.shard_places import expanded
 from faq_deploy.shards import ShardImages, ShardSpec, shard_spec
 from tests.shard_files import picture, sample, write_shards, write_tar
 
@@ -81,16 +76,6 @@ def test_shards_train_as_a_folder_of_the_same_images_does(tmp_path: Path) -> Non
             assert labels.tolist() == true.tolist()
 
 
-def test_ranges_keep_their_width(tmp_path: Path) -> None:
-    assert expanded("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert expanded("{0..1}/b{7..8}.tar") == ["0/b7.tar", "0/b8.tar", "1/b7.tar", "1/b8.tar"]
-    for pattern, what in (("{3..1}.tar", "runs backwards"), ("{a,b}.tar", "hold no range"), ("{0..9.tar", "no range")):
-        with pytest.raises(InputError, match=what):
-            expanded(pattern)
-    with pytest.raises(InputError, match="too long"):
-        expanded("{0..99999999}.tar")
-
-
 def test_specs_name_training_and_validation_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     spec = shard_spec("t-{0..1}.tar,s3://bucket/v.tar")
@@ -139,7 +124,7 @@ def test_data_of_shards_is_split_like_any_other(tmp_path: Path) -> None:
         ({"spec": train, "class_order": "numeric"}, "Shards number their classes"),
     ):
         with pytest.raises(InputError, match=what):
-            open_data(preprocessing=PLAIN, **arguments)  # type: ignore[arg-type]
+            open_data(preprocessing=PLAIN, **arguments)
 
 
 def test_class_names_come_from_a_file_beside_the_shards(tmp_path: Path) -> None:
@@ -281,77 +266,3 @@ def test_nothing_stays_open_and_pickled_sets_work(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(images))
     np.testing.assert_array_equal(copy.pixels(1), images.pixels(1))
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-class Ranges(http.server.SimpleHTTPRequestHandler):
-    """Serves files with byte ranges; counts what it sends."""
-
-    sent = 0
-
-    def do_GET(self) -> None:
-        file = Path(self.translate_path(self.path))
-        if not file.is_file():
-            self.send_error(404)
-            return
-        content = file.read_bytes()
-        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        first, last = (int(found[1]), int(found[2] or len(content) - 1)) if found else (0, len(content) - 1)
-        part = content[first : last + 1]
-        self.send_response(206 if found else 200)
-        self.send_header("Content-Length", str(len(part)))
-        self.send_header("Accept-Ranges", "bytes")
-        if found:
-            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
-        self.end_headers()
-        self.wfile.write(part)
-        type(self).sent += len(part)
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    pytest.importorskip("aiohttp", reason="http shards need aiohttp")
-    (tmp_path / "served").mkdir()
-    handler = type("Here", (Ranges,), {"directory": str(tmp_path / "served")})
-
-    def make(*arguments: object) -> Ranges:
-        return handler(*arguments, directory=str(tmp_path / "served"))  # type: ignore[no-any-return]
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), make) as running:  # type: ignore[arg-type]
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-
-
-def test_shards_behind_http_are_read_in_ranges_by_workers_too(tmp_path: Path, server: str) -> None:
-    write_shards(tmp_path / "served", "train", [[0, 1, 0], [1]])
-    (tmp_path / "served" / "classes.txt").write_text("cat\ndog\n")
-    images = images_of(f"{server}/train-{{000..001}}.tar")
-    assert (images.classes, images.labels.tolist()) == (("cat", "dog"), [0, 1, 0, 1])
-    assert images.identity(3) == "train-001.tar/000003.png"
-    np.testing.assert_array_equal(images.pixels(3), np.asarray(Image.open(io.BytesIO(picture(3)))))
-    data, order = TrainingData(images, "none", 0), np.arange(4)
-    here, there = ([x.tolist() for x, _ in training_batches(data, order, 2, workers=n)] for n in (0, 2))
-    assert here == there
-    with pytest.raises(InputError, match=r"train-002\.tar does not exist"):
-        images_of(f"{server}/train-{{000..002}}.tar")
-
-
-def test_a_server_that_is_not_there_is_one_sentence() -> None:
-    pytest.importorskip("aiohttp", reason="http shards need aiohttp")
-    with pytest.raises(CannotRunHere, match=r"http://127\.0\.0\.1:9/train\.tar could not be read") as caught:
-        images_of("http://127.0.0.1:9/train.tar")
-    assert "\n" not in caught.value.what
-
-
-def test_a_protocol_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("s3fs", "gcsfs"):
-        monkeypatch.setitem(sys.modules, package, None)
-    for place, package in (("s3://bucket/x.tar", "s3fs"), ("gs://bucket/x.tar", "gcsfs")):
-        with pytest.raises(CannotRunHere, match="need a package that is not installed") as caught:
-            stamp_of(place)
-        assert caught.value.remedy == f"pip install {package}"
-    with pytest.raises(InputError, match="fsspec knows no protocol gopher"):
-        stamp_of("gopher://bucket/x.tar")

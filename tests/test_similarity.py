@@ -65,11 +65,12 @@ def test_scale_of_weights_does_not_matter(pairs: list[tuple[float, float]], scal
 
 
 def test_weights_are_copies_of_every_layer_and_of_no_norm() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    first = nn.Conv2d(1, 2, 3)
+    net = nn.Sequential(first, nn.BatchNorm2d(2), nn.Linear(2, 2))
     weights = weights_of(net)
     assert list(weights) == ["0", "2"]
     with torch.no_grad():
-        net[0].weight.zero_()
+        first.weight.zero_()
     assert bool(weights["0"].any())
 
 

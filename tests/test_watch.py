@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
-from engines.errors import InputError
-from faq_deploy.diagnosis import first_damaged_layer
 from faq_deploy.net import QuantizedNet
 from faq_deploy.progress import LineReporter
 from faq_deploy.watch import Closeness, OverflowWatch, WeightExponents
 from tests.nets import Small, with_statistics
-from tests.quantized import images, make_recipe, quantized_net
-from tests.training_jobs import STEPS, Batches, Job
+from tests.quantized import make_recipe, quantized_net
+from tests.training_jobs import Job
 
 
 def small() -> QuantizedNet:
@@ -91,40 +89,6 @@ def test_random_weights_may_leave_their_start(tmp_path: Path) -> None:
 
     assert "has left its float weights" in said(pretrained=True)
     assert "has left" not in said(pretrained=False)
-
-
-@pytest.mark.parametrize("place", ["weight", "input"])
-def test_first_damaged_layer_is_the_first_in_the_order_of_computing(place: str) -> None:
-    net = small().train()
-    data = images()
-    assert first_damaged_layer(net, data) is None
-    if place == "weight":
-        for name in ("blocks_1_conv1", "fc"):
-            layer = net.layers[name]
-            assert isinstance(layer.weight, Tensor)
-            layer.weight.data.view(-1)[0] = math.nan
-        assert first_damaged_layer(net, data) == "blocks_1_conv1"
-    else:
-        data[0, 0, 0, 0] = math.nan
-        assert first_damaged_layer(net, data) == "input_quantizer"
-    assert net.training
-    assert all(not module._forward_hooks for module in net.modules())
-
-
-def test_loss_that_is_nan_names_step_layer_and_checkpoint(tmp_path: Path) -> None:
-    job = Job(tmp_path)
-
-    def spoil(step: int) -> None:
-        if step == STEPS + 4:
-            with torch.no_grad():
-                job.net[5].weight[0, 0] = math.nan  # type: ignore[index]
-
-    job.train = Batches(before=spoil)
-    with pytest.raises(InputError) as caught:
-        job()
-    what, remedy = caught.value.what, caught.value.remedy
-    assert what == f"The loss is nan at step {STEPS + 4} (learning rate 0.005; NaN or Inf begins in layer 5)."
-    assert f"checkpoint.pt is the last good checkpoint (step {STEPS})." in remedy
 
 
 def test_overflow_is_found_in_training_alone_and_only_once() -> None:

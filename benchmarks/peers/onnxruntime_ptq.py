@@ -1,7 +1,7 @@
 """Post-training quantization with onnxruntime.quantization: no label is used, nothing is trained, float scales.
 
-Percentile and entropy are the range estimators of Migacz, "8-bit inference with TensorRT" (2017). onnxruntime's CPU
-kernels and its quantizer know 8-bit activations only, so that there is no 4-bit row.
+Percentile and entropy are the range estimators of Migacz, "8-bit inference with TensorRT" (2017). At 4 bits the image
+and the weights of the first and the last layer keep 8.
 
 Install: pip install onnx onnxruntime sympy (both are dependencies of faq-deploy)
 
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # else the script finds neither benchmarks nor engines
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import onnxruntime
@@ -36,8 +36,8 @@ from faq_deploy.rewrite import rewrite
 
 __all__ = ["main"]
 
-# as our recipe's at 8 bits; onnxruntime's own default is 99.999
-_PERCENTILE: Final = 99.99
+# as our recipes'; onnxruntime's own default is 99.999
+_PERCENTILES: Final = {8: 99.99, 4: 99.9}
 _METHODS: Final = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 
 
@@ -59,8 +59,9 @@ def main() -> None:
     parser.add_argument("--method", choices=list(_METHODS), default="entropy", help="the range estimator")
     parser.add_argument("--per-tensor", action="store_true", help="one weight scale a layer, as in 2017")
     arguments = parser.parse_args()
-    if arguments.bits != 8:
-        raise InputError(f"onnxruntime can't quantize activations to {arguments.bits} bits.", "pass --bits 8.")
+    if arguments.bits not in (4, 8):
+        raise InputError(f"onnxruntime has no integers of {arguments.bits} bits.", "pass --bits 8 or --bits 4.")
+    granularity: Literal["channel", "tensor"] = "tensor" if arguments.per_tensor else "channel"
     machine, setup = this_machine(), open_setup(arguments)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -68,21 +69,20 @@ def main() -> None:
         example = next(setup.calibration())[:2]
         write_float_onnx(rewrite(setup.net, example, setup.recipe), example, floating)
         float_top1 = _top1(floating, setup)
-        quantize(floating, quantized, setup.calibration(), arguments.method, per_channel=not arguments.per_tensor)
+        quantize(floating, quantized, setup.calibration(), arguments.method, arguments.bits, granularity)
         seconds = time.perf_counter() - begin
         found = _top1(quantized, setup)
     print(f"float {float_top1:.2f} %, {arguments.method} {found:.2f} %", file=sys.stderr)
-    granularity = "tensor" if arguments.per_tensor else "channel"
-    percentile = f" {_PERCENTILE}" if arguments.method == "percentile" else ""
+    percentile = f" {_PERCENTILES[arguments.bits]}" if arguments.method == "percentile" else ""
     record = Record(
-        name=f"onnxruntime-{arguments.method}-ptq-{granularity}-8bit",
+        name=f"onnxruntime-{arguments.method}-ptq-{granularity}-{arguments.bits}bit",
         method=f"PTQ, {arguments.method}{percentile}",
         library="onnxruntime",
         version=onnxruntime.__version__,
-        weight_bits=8,
-        activation_bits=8,
+        weight_bits=arguments.bits,
+        activation_bits=arguments.bits,
         scales="float",
-        granularity="tensor" if arguments.per_tensor else "channel",
+        granularity=granularity,
         start="float",
         images="calibration",
         epochs=0,
@@ -102,13 +102,20 @@ def main() -> None:
             "onnxruntime_ptq.py",
             ["--method", arguments.method, *(["--per-tensor"] if arguments.per_tensor else [])],
         ),
-        notes="Symmetric int8 weights and activations, batch norms folded, our calibration images; run unoptimized.",
+        notes="Batch norms folded, our calibration images, run without graph optimizations.",
     )
     if not arguments.steps:
         print(write_record(record, arguments.output or RESULTS))
 
 
-def quantize(floating: Path, quantized: Path, images: Iterator[Tensor], method: str, *, per_channel: bool) -> None:
+def quantize(
+    floating: Path,
+    quantized: Path,
+    images: Iterator[Tensor],
+    method: str,
+    bits: int,
+    granularity: Literal["channel", "tensor"],
+) -> None:
     """Write `quantized`: the float file with QuantizeLinear and DequantizeLinear pairs, their ranges from `images`.
 
     Args:
@@ -116,20 +123,30 @@ def quantize(floating: Path, quantized: Path, images: Iterator[Tensor], method: 
         quantized: the file to write.
         images: float32 batches, shape (N, C, H, W).
         method: minmax, percentile or entropy.
-        per_channel: a weight scale for each output channel, else one a layer.
+        bits: of weights and activations, 4 or 8.
+        granularity: of weight scales.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+    few = bits == 4
+    axis = {"axis": 0} if granularity == "channel" else {}
+    eight = {"quant_type": QuantType.QInt8, **axis}
+    overrides = {"input": [{"quant_type": QuantType.QInt8}], "conv1.weight": [eight], "linear.weight": [eight]}
     quantize_static(
         str(floating),
         str(quantized),
         _Reader(images),
         quant_format=QuantFormat.QDQ,
-        per_channel=per_channel,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
+        per_channel=granularity == "channel",
+        activation_type=QuantType.QUInt4 if few else QuantType.QInt8,  # half of signed codes would be lost on ReLUs
+        weight_type=QuantType.QInt4 if few else QuantType.QInt8,
         calibrate_method=getattr(CalibrationMethod, _METHODS[method]),
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "CalibPercentile": _PERCENTILE},
+        extra_options={
+            "ActivationSymmetric": not few,
+            "WeightSymmetric": True,
+            "CalibPercentile": _PERCENTILES[bits],
+            **({"TensorQuantOverrides": overrides} if few else {}),
+        },
     )
 
 

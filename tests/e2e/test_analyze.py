@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("digits")
 INNER = [f"layer{block}_0_conv{number}" for block in (1, 2, 3) for number in (1, 2)]
 
 
-def found(call: Call, run: Path, what: str, *options: object) -> dict[str, dict[str, dict[str, float]]]:
+def found(call: Call, run: Path, what: str, *options: object) -> dict[str, Any]:
     """The result of one analysis, which is also in its file, beside a picture; nothing else changed."""
     before = contents(run)
     result = call("analyze", what, run, "--json", *options)
@@ -26,7 +27,7 @@ def found(call: Call, run: Path, what: str, *options: object) -> dict[str, dict[
         f"analysis/{what}.svg",
         "manifest.json",
     }
-    facts: dict[str, dict[str, dict[str, float]]] = json.loads(result.stdout)
+    facts: dict[str, Any] = json.loads(result.stdout)
     assert json.loads(after[f"analysis/{what}.json"]) == facts
     return facts
 
@@ -48,15 +49,15 @@ def test_similarity_of_a_fine_tuned_run(call: Call, run_copy: Path) -> None:
     facts = found(call, run_copy, "similarity")
     layers = facts["layers"]
     assert {"conv1", *INNER, "linear"} <= set(layers)
-    assert all(0.99 < cosine <= 1.0 for cosine in layers.values())  # type: ignore[operator]
+    assert all(0.99 < cosine <= 1.0 for cosine in layers.values())
     assert facts["network"] == facts["epochs"]["1"]
-    assert facts["quantized_network"] < facts["network"]  # type: ignore[operator]
+    assert facts["quantized_network"] < facts["network"]
 
 
 def test_exponents_and_codes_of_a_run(call: Call, run_copy: Path) -> None:
     facts = found(call, run_copy, "exponents", "--images", 20)
-    channels = 3 * 12 + 3 * 24 + 3 * 48 + 10
-    assert sum(facts["weight_exponents"].values()) == channels == 262  # type: ignore[arg-type]
+    channels = 3 * 16 + 3 * 24 + 3 * 48 + 10
+    assert sum(facts["weight_exponents"].values()) == channels == 274
     assert len(facts["weights"]) == 10
     assert facts["images"] == 20
     assert list(facts["flips"]) == list(facts["steps"]) == ["1"]
@@ -67,7 +68,7 @@ def test_tables_for_people(call: Call, run_copy: Path) -> None:
     assert "gradient, quantized against float weights, cosine (mean of 1 batch):" in noise.stdout
     assert "conv1 *" in noise.stdout
     assert "step called for" not in noise.stdout
-    assert noise.stderr.splitlines()[-1] == "comparing gradients on 1 batches ..."
+    assert noise.stderr.splitlines()[-1] == "comparing gradients on 1 batch ..."
     similarity = call("analyze", "similarity", run_copy)
     assert "all neurons" in similarity.stdout
     exponents = call("analyze", "exponents", run_copy, "--images", 1)
