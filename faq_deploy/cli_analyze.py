@@ -21,7 +21,8 @@ _noise_options = options(
         multiple=True,
         default=(8, 6, 5, 4, 3),
         metavar="2..8",
-        help="Width of the weights; repeatable.  [default: 8, 6, 5, 4, 3]",
+        show_default="8, 6, 5, 4, 3",
+        help="Width of the weights; repeatable.",
     ),
     click.option(
         "--batches",
@@ -37,7 +38,7 @@ _noise_options = options(
         show_default=True,
         help="Steps of SGD at each width for the paper's own measure; 0 leaves it out.",
     ),
-    click.option("--batch-size", type=click.IntRange(1), help="Images in a batch.  [default: the recipe's]"),
+    click.option("--batch-size", type=click.IntRange(1), show_default="the recipe's", help="Images in a batch."),
     _data,
     click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute."),
     json_option,
@@ -45,7 +46,7 @@ _noise_options = options(
 
 
 analyze = click.RichGroup(
-    "analyze",
+    name="analyze",
     help="""Look into a run: gradient noise, closeness to the float weights, exponents and codes.
 
 Each leaves JSON and a picture in RUN/analysis; nothing else of RUN changes.

@@ -114,31 +114,40 @@ def finetune(
     closeness = Closeness(net, pretrained)
     if state is not None:
         _restore(net, optimizer, state, run)
-        for group in optimizer.param_groups:  # a changed recipe's own
-            group["momentum"], group["weight_decay"] = training.momentum, weight_decay
-        state.recipe_toml, state.weight_decay = recipe_toml, weight_decay
-        state.steps_per_epoch = train.steps_per_epoch
+        _take_over(optimizer, state, training, weight_decay, recipe_toml, train.steps_per_epoch)
         if state.epoch == training.epochs:
             net.eval()
             reporter.note(f"nothing to do: all {training.epochs} epochs of {run.path} are done")
             return _result(state, nothing_to_do=True)
     ranks = ranks or one_process(device)
     if state is None:
-        state = TrainingState(
-            recipe_toml, weight_decay, train.steps_per_epoch, net.state_dict(), optimizer.state_dict()
-        )
-        if start_top1 is not None:
-            state.best, state.best_top1 = copy_of_state(net), start_top1
+        state = _new_state(net, optimizer, recipe_toml, weight_decay, train.steps_per_epoch, start_top1)
     begun, unwritten = state, state.global_step == 0 or changed  # a changed recipe must outlive a kill, too
     ranks.first_does(lambda: _make_resumable(run, begun, fresh=unwritten))
     update = UpdateStep(net, optimizer, training, ranks, before_step, teacher)
+    _train(update, train, val, run, reporter, state, closeness, checkpoint_seconds)
+    return _result(state)
+
+
+def _train(
+    update: UpdateStep,
+    train: BatchSource,
+    val: Callable[[], float],
+    run: RunFolder,
+    reporter: TrainingReporter,
+    state: TrainingState,
+    closeness: Closeness,
+    checkpoint_seconds: float,
+) -> None:
+    """The loop, with all that must be undone or closed behind it."""
+    ranks = update.ranks
     try:
         with contextlib.ExitStack() as stack:
             log = None
             if ranks.is_first:
                 log = stack.enter_context(contextlib.closing(MetricsLog(run / checkpoint.METRICS, state.metrics_bytes)))
             signals = stack.enter_context(StopSignals())
-            stack.enter_context(repeatable(device))
+            stack.enter_context(repeatable(ranks.device))
             stack.enter_context(reporter)
             loop = TrainingLoop(update, train, val, run, reporter, state, log, closeness, signals)
             loop.train_to_the_end(checkpoint_seconds)
@@ -147,7 +156,34 @@ def finetune(
         raise Interrupted(what, "continue with --resume.") from None
     finally:
         update.close()
-    return _result(state)
+
+
+def _new_state(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe_toml: str,
+    weight_decay: float,
+    steps_per_epoch: int,
+    start_top1: float | None,
+) -> TrainingState:
+    state = TrainingState(recipe_toml, weight_decay, steps_per_epoch, net.state_dict(), optimizer.state_dict())
+    if start_top1 is not None:
+        state.best, state.best_top1 = copy_of_state(net), start_top1
+    return state
+
+
+def _take_over(
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    training: TrainingSection,
+    weight_decay: float,
+    recipe_toml: str,
+    steps_per_epoch: int,
+) -> None:
+    """Go on under the recipe of now, which a changed training has another of."""
+    for group in optimizer.param_groups:
+        group["momentum"], group["weight_decay"] = training.momentum, weight_decay
+    state.recipe_toml, state.weight_decay, state.steps_per_epoch = recipe_toml, weight_decay, steps_per_epoch
 
 
 def _make_resumable(run: RunFolder, state: TrainingState, *, fresh: bool) -> None:

@@ -104,7 +104,7 @@ def seed_of(purpose: str, *numbers: int) -> int:
 
     Args:
         purpose: names the use.
-        numbers: such as the run's seed and the epoch.
+        *numbers: such as the run's seed and the epoch.
     """
     text = "/".join([purpose, *map(str, numbers)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

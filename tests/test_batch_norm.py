@@ -165,7 +165,7 @@ def test_gradients_are_those_of_the_formula(layout: torch.memory_format) -> None
     plain = values.clone().requires_grad_()
     var, mean = torch.var_mean(plain, (0, 2, 3), correction=0)
     a, c = norm.constants(mean, var)
-    (plain * a.reshape(1, -1, 1, 1) + c.reshape(1, -1, 1, 1)).backward(upstream)
+    torch.autograd.backward(plain * a.reshape(1, -1, 1, 1) + c.reshape(1, -1, 1, 1), upstream)
     wanted = plain.grad, norm.weight.grad, norm.bias.grad
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours is not None and theirs is not None

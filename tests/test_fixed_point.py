@@ -200,7 +200,7 @@ def test_channels_last_is_quantized_in_pieces_to_the_same_values_and_gradients()
     other = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     values, found = quantize_activation(plain, -2, grid), quantize_activation(other, -2, grid)
     assert found.is_contiguous(memory_format=torch.channels_last) and torch.equal(found, values)
-    (values.square().sum() + found.square().sum()).backward()
+    (values.square().sum() + found.square().sum()).backward()  # type: ignore[no-untyped-call]
     assert plain.grad is not None and other.grad is not None
     assert torch.equal(plain.grad, other.grad) and float(plain.grad.abs().max()) > 0
     pieces = _pieces(other.detach(), torch.empty_like(other))

@@ -171,4 +171,4 @@ def test_frozen_exponents_stay_until_a_sum_could_pass_2_to_the_24() -> None:
     assert bool((layer.weight_exponent > before).all())
     net.train()
     net.before_step(frozen=False)
-    assert bool((layer.weight_exponent > before + 5).all())
+    assert float((layer.weight_exponent - before).float().mean()) > 6  # they follow the weights again: 1e3 is 2^10

@@ -23,6 +23,7 @@ from tests.quantized import images, make_recipe, quantized_net
 from tests.training_jobs import DECAY, STEPS, Batches, Job, assert_whole, signal_at
 
 CPU = torch.device("cpu")
+SHORT = 12  # steps in an epoch of a quantized net
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 def test_a_virtual_batch_of_2048_takes_the_memory_of_256_and_the_gradients(tmp_path: Path) -> None:
     def training(name: str, sizes: Sequence[int], doublings: Sequence[int]) -> Callable[[], object]:
-        net = plain_net()
-        net[0] = nn.Conv2d(1, 6, 3, padding=1)  # type: ignore[index]
-        job = Job(tmp_path / name, epochs=4, train=Parts(sizes), net=net)
+        job = Job(tmp_path / name, epochs=4, train=Parts(sizes), net=plain_net())
         job.changes = {"training.batch_doublings": list(doublings)}
         return job
 
@@ -193,7 +192,7 @@ def test_codes_are_the_same_in_both_layouts(target: str, batch_norm: str) -> Non
     with torch.inference_mode():
         wanted, logits = net.codes(data)
     assert max(codes.numel() for codes in wanted.values()) > 2**18  # quantized in pieces
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         found, others = net.codes(data.contiguous(memory_format=torch.channels_last))
     assert found.keys() == wanted.keys()
@@ -207,7 +206,7 @@ def quantized_job(folder: Path, **changes: object) -> Job:
     """Two epochs of a quantized net on noise in 3 colours."""
     torch.manual_seed(6)
     net = quantized_net(with_statistics(Small(classes=3)), make_recipe()).net
-    job = Job(folder, train=Colours(), net=net, before_step=net.before_step)
+    job = Job(folder, train=Colours(SHORT), net=net, before_step=net.before_step)
     job.changes = {f"training.{key}": value for key, value in changes.items()}
     return job
 
@@ -227,7 +226,7 @@ def test_a_quantized_training_resumes_to_the_same_weights_exponents_and_log(
     whole = quantized_job(tmp_path / "whole", **changes)
     whole()
     stopped = quantized_job(tmp_path / "stopped", **changes)
-    stopped.train = Colours(before=signal_at(STEPS + 11).before)
+    stopped.train = Colours(SHORT, signal_at(SHORT + 5).before)
     with pytest.raises(Interrupted):
         stopped()
     job = quantized_job(tmp_path / "stopped", **changes)
@@ -258,12 +257,12 @@ def test_frozen_exponents_stay_and_others_move(tmp_path: Path) -> None:
 
     flips = job("moving", 0)
     changed = [sum(int((a != b).sum()) for a, b in zip(one, two, strict=True)) for one, two in pairwise(seen)]
-    assert flips[0] == sum(changed[:STEPS]) > 0
-    assert flips[1] >= sum(changed[STEPS + 1 :]) > 0  # its first step is compared with what validation certified
+    assert flips[0] == sum(changed[:SHORT]) > 0
+    assert flips[1] >= sum(changed[SHORT + 1 :]) > 0  # its first step is compared with what validation certified
     flips = job("frozen", 1)
     assert flips[0] > 0 and flips[1] == 0
-    for exponents in seen[STEPS + 2 :]:
-        assert all(torch.equal(a, b) for a, b in zip(exponents, seen[STEPS + 1], strict=True))
+    for exponents in seen[SHORT + 2 :]:
+        assert all(torch.equal(a, b) for a, b in zip(exponents, seen[SHORT + 1], strict=True))
 
 
 def test_batches_can_be_smaller_than_planned(tmp_path: Path) -> None:

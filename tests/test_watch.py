@@ -59,18 +59,19 @@ def test_float_nets_have_no_exponents_to_count() -> None:
 
 
 def test_closeness_names_the_layer_that_left_once() -> None:
-    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
+    net = nn.Sequential(first, second)
     with torch.no_grad():
-        net[0].weight.copy_(torch.eye(2))
-        net[1].weight.copy_(torch.tensor([[3.0, 0.0]]))
+        first.weight.copy_(torch.eye(2))
+        second.weight.copy_(torch.tensor([[3.0, 0.0]]))
     close = Closeness(net, pretrained=True)
     assert close.facts() == {"similarity": 1.0, "least_similarity": 1.0, "least_similar_layer": "0"}
     assert close.warning(close.facts()) is None
     with torch.no_grad():
-        net[1].weight.copy_(torch.tensor([[3.0, 4.0]]))
+        second.weight.copy_(torch.tensor([[3.0, 4.0]]))
     facts = close.facts()
     assert facts["similarity"] == pytest.approx((1 + 1 + 0.6) / 3)
-    assert (facts["least_similar_layer"], facts["least_similarity"]) == ("1", pytest.approx(0.6))
+    assert facts["least_similar_layer"] == "1" and facts["least_similarity"] == pytest.approx(0.6)
     warning = close.warning(facts)
     assert warning is not None and "layer 1 has left its float weights (mean cosine 0.600)" in warning
     assert close.warning(facts) is None  # said once
@@ -92,11 +93,12 @@ def test_random_weights_may_leave_their_start(tmp_path: Path) -> None:
 
 
 def test_overflow_is_found_in_training_alone_and_only_once() -> None:
-    net = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
+    last = nn.Linear(1, 1)
+    net = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), last)
     watch = OverflowWatch(net)
     assert watch.first(lambda flags: flags) is None  # nothing was computed
     with torch.no_grad():
-        net[2].weight.fill_(math.inf)
+        last.weight.fill_(math.inf)
     net.eval()(torch.ones(1, 1))
     assert watch.first(lambda flags: flags) is None
     net.train()(torch.ones(1, 1))
