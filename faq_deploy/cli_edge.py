@@ -15,7 +15,8 @@ _runtimes = click.option(
     "runtimes",
     multiple=True,
     type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
-    help="Repeatable.  [default: tensorrt where it runs, else onnxruntime]",
+    help="Repeatable.",
+    show_default="tensorrt where it runs, else onnxruntime",
 )
 _batch = click.option(
     "--batch", default="1:8:32", show_default=True, metavar="MIN:OPT:MAX", help="Batch sizes of the profile."
@@ -25,7 +26,8 @@ _workspace = click.option(
     "workspace_mib",
     type=click.IntRange(1),
     metavar="MIB",
-    help="Most GPU memory a kernel may use.  [default: what is free]",
+    help="Most GPU memory a kernel may use.",
+    show_default="what is free",
 )
 
 build_options = options(
@@ -59,7 +61,8 @@ build_options = options(
         "--output",
         "-o",
         type=click.Path(path_type=Path),
-        help="Folder for engines built from FILE.onnx.  [default: FILE.engines beside it]",
+        help="Folder for engines built from FILE.onnx.",
+        show_default="FILE.engines beside it",
     ),
     click.option("--force", is_flag=True, help="Build again what is there already."),
     json_option,
@@ -74,7 +77,7 @@ bundle_options = options(
         help="The bundle, such as r18.tgz; with --triton, a folder.",
     ),
     click.option("--triton", is_flag=True, help="Write a model repository for the Triton server instead."),
-    click.option("--engine", help="With --triton: serve this engine of the run.  [default: the ONNX file]"),
+    click.option("--engine", help="With --triton: serve this engine of the run.", show_default="the ONNX file"),
     click.option("--force", is_flag=True, help="Replace what is there."),
     json_option,
 )
@@ -84,7 +87,11 @@ verify_options = options(
     _batch,
     _workspace,
     click.option(
-        "--output", "-o", type=click.Path(path_type=Path), help="Keep the engines in this folder.  [default: nowhere]"
+        "--output",
+        "-o",
+        type=click.Path(path_type=Path),
+        help="Keep the engines in this folder.",
+        show_default="nowhere",
     ),
     json_option,
 )
@@ -93,7 +100,8 @@ lint_options = options(
     click.option(
         "--target",
         type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
-        help="What it is for.  [default: what the file says, else any engine]",
+        help="What it is for.",
+        show_default="what the file says, else any engine",
     ),
     json_option,
 )

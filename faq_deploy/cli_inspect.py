@@ -19,11 +19,11 @@ from faq_deploy.cli_options import (
 __all__ = ["inspect_options"]
 
 inspect_options = options(
-    click.option("--weights", metavar="FILE|NAME", help="Checkpoint file or weights name.  [default: random]"),
+    click.option("--weights", metavar="FILE|NAME", help="Checkpoint file or weights name.", show_default="random"),
     click.option("--num-classes", type=click.IntRange(1), help="Classes of the head."),
     click.option("--ema", is_flag=True, help="Take the EMA weights of a checkpoint that has both."),
     click.option(
-        "--input-size", metavar="S|HxW", help="Of the images, in pixels.  [default: the crop that the weights want]"
+        "--input-size", metavar="S|HxW", help="Of the images, in pixels.", show_default="the crop that the weights want"
     ),
     color_option,
     mean_option,
@@ -31,7 +31,10 @@ inspect_options = options(
     click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`; by default the one of --bits."),
     bits_option,
     click.option(
-        "--target", type=click.Choice(["tensorrt", "onnxruntime", "paper"]), help="Whose grids.  [default: tensorrt]"
+        "--target",
+        type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
+        help="Whose grids.",
+        show_default="tensorrt",
     ),
     cpu_option,
     layer_options,

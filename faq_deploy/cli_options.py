@@ -118,7 +118,8 @@ _training = options(
     click.option(
         "--precision",
         type=click.Choice(["fp32", "bf16", "fp16"]),
-        help="Of the products in training; quantizers and evaluation stay in fp32.  [default: fp32]",
+        help="Of the products in training; quantizers and evaluation stay in fp32.",
+        show_default="fp32",
     ),
     assignments_option,
 )
@@ -152,7 +153,8 @@ bits_option = click.option(
     "--bits",
     multiple=True,
     metavar="8|4|PATTERN=N",
-    help="Precision, or (N from 2 to 8) that of layers whose names match; repeatable.  [default: 8]",
+    help="Precision, or (N from 2 to 8) that of layers whose names match; repeatable.",
+    show_default="8",
 )
 
 layer_options = options(
@@ -169,7 +171,8 @@ layer_options = options(
     click.option(
         "--certify/--no-certify",
         default=None,
-        help="Prove that no sum passes 2^24, at half the codes of the few channels that could.  [default: certify]",
+        help="Prove that no sum passes 2^24, at half the codes of the few channels that could.",
+        show_default="certify",
     ),
 )
 
@@ -180,7 +183,8 @@ training_options = options(
     click.option(
         "--target",
         type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
-        help="Whose grids to train on.  [default: tensorrt]",
+        help="Whose grids to train on.",
+        show_default="tensorrt",
     ),
     cpu_option,
     layer_options,
@@ -188,7 +192,8 @@ training_options = options(
     click.option(
         "--keep",
         type=click.Choice(["best", "last"]),
-        help="Which epoch's weights go on to export; the best may be that before the first.  [default: best]",
+        help="Which epoch's weights go on to export; the best may be that before the first.",
+        show_default="best",
     ),
     click.option(
         "--distill",
@@ -204,7 +209,7 @@ training_options = options(
 
 float_options = options(
     _model_and_data,
-    click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`.  [default: float]"),
+    click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`.", show_default="float"),
     _training,
     _run,
     in_processes,
@@ -217,7 +222,8 @@ eval_options = options(
         "--engine",
         "engines",
         multiple=True,
-        help="Judge only these engines; repeatable.  [default: all that were built]",
+        help="Judge only these engines; repeatable.",
+        show_default="all that were built",
     ),
     click.option(
         "--max-drop",
