@@ -51,7 +51,7 @@ RATES: Final = """\
 CHANGES: Final = """\
 ## One thing changed: the paper's Table 2, in small
 
-Ours change one thing against a run of 3 epochs (`4bit-short`) or of 8 (`4bit-fold`, its mean). The paper's rows at
+Ours change one thing against a run of 3 epochs (`4bit-short`) or of 6 (`4bit-fold`, its mean). The paper's rows at
 batch 400 are to be compared with its 110 epochs at batch 400; its "-0.22" for 60 epochs is as printed, though
 69.40 - 69.82 is -0.42.
 """

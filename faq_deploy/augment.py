@@ -19,7 +19,7 @@ from faq_deploy.data import Augment
 from faq_deploy.loading_processes import from_workers
 from faq_deploy.random_views import moved, moves, random_part, seed_of
 
-__all__ = ["TrainingData", "epoch_order", "require_shares", "steps_per_epoch", "training_batches"]
+__all__ = ["TrainingData", "batch_sizes", "epoch_order", "require_shares", "training_batches"]
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,16 @@ def epoch_order(count: int, seed: int, epoch: int) -> IndexArray:
     return np.random.default_rng(seed_of("order", seed, epoch)).permutation(count)
 
 
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Batches an epoch. A last batch of one image is merged into the one before: batch norm can't train on one image.
+def batch_sizes(count: int, batch_size: int) -> list[int]:
+    """Images in each batch of an epoch.
+
+    A last batch of one image is merged into the one before: batch norm can't train on one image.
 
     Args:
         count: images an epoch.
         batch_size: images a batch; with 1, nothing is merged.
     """
-    return len(_boundaries(count, batch_size)) - 1
+    return [end - begin for begin, end in pairwise(_boundaries(count, batch_size))]
 
 
 def require_shares(count: int, batch_size: int, ranks: int) -> None:
@@ -135,13 +137,13 @@ def require_shares(count: int, batch_size: int, ranks: int) -> None:
     Raises:
         InputError: a batch can't give each of them an image.
     """
-    bounds = _boundaries(count, batch_size)
-    sizes = np.diff(bounds)
-    if sizes.min() >= ranks:
+    sizes = batch_sizes(count, batch_size)
+    fewest = min(sizes)
+    if fewest >= ranks:
         return
     which = "The last batch of an epoch" if sizes[0] >= ranks else "A batch"
     raise InputError(
-        f"{which} has {sizes.min()} of the {count} images, too few for {ranks} processes that share each batch.",
+        f"{which} has {fewest} of the {count} images, too few for {ranks} processes that share each batch.",
         "pass another --batch-size, or fewer --devices.",
     )
 

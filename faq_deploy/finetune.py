@@ -26,6 +26,16 @@ __all__ = ["BatchSource", "FinetuneResult", "Interrupted", "finetune"]
 
 
 @dataclass(frozen=True)
+class _Terms:
+    """What a checkpoint must agree on with the training that goes on from it."""
+
+    training: TrainingSection
+    weight_decay: float
+    recipe_toml: str
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
 class FinetuneResult:
     """What training gave. The net itself holds the last weights.
 
@@ -105,7 +115,8 @@ def finetune(
     Source: paper 3.3.
     """
     net.to(device)
-    state = _resumable(run, training, weight_decay, recipe_toml, train.steps_per_epoch, changed) if resume else None
+    terms = _Terms(training, weight_decay, recipe_toml, train.steps_per_epoch)
+    state = _resumable(run, terms, changed) if resume else None
     if training.epochs == 0:
         return _untrained(net, val)
     if train.steps_per_epoch < 1:
@@ -114,14 +125,14 @@ def finetune(
     closeness = Closeness(net, pretrained)
     if state is not None:
         _restore(net, optimizer, state, run)
-        _take_over(optimizer, state, training, weight_decay, recipe_toml, train.steps_per_epoch)
+        _take_over(optimizer, state, terms)
         if state.epoch == training.epochs:
             net.eval()
             reporter.note(f"nothing to do: all {training.epochs} epochs of {run.path} are done")
             return _result(state, nothing_to_do=True)
     ranks = ranks or one_process(device)
     if state is None:
-        state = _new_state(net, optimizer, recipe_toml, weight_decay, train.steps_per_epoch, start_top1)
+        state = _new_state(net, optimizer, terms, start_top1)
     begun, unwritten = state, state.global_step == 0 or changed  # a changed recipe must outlive a kill, too
     ranks.first_does(lambda: _make_resumable(run, begun, fresh=unwritten))
     update = UpdateStep(net, optimizer, training, ranks, before_step, teacher)
@@ -159,31 +170,21 @@ def _train(
 
 
 def _new_state(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    recipe_toml: str,
-    weight_decay: float,
-    steps_per_epoch: int,
-    start_top1: float | None,
+    net: nn.Module, optimizer: torch.optim.Optimizer, terms: _Terms, start_top1: float | None
 ) -> TrainingState:
-    state = TrainingState(recipe_toml, weight_decay, steps_per_epoch, net.state_dict(), optimizer.state_dict())
+    agreed = terms.recipe_toml, terms.weight_decay, terms.steps_per_epoch
+    state = TrainingState(*agreed, net.state_dict(), optimizer.state_dict())
     if start_top1 is not None:
         state.best, state.best_top1 = copy_of_state(net), start_top1
     return state
 
 
-def _take_over(
-    optimizer: torch.optim.Optimizer,
-    state: TrainingState,
-    training: TrainingSection,
-    weight_decay: float,
-    recipe_toml: str,
-    steps_per_epoch: int,
-) -> None:
+def _take_over(optimizer: torch.optim.Optimizer, state: TrainingState, terms: _Terms) -> None:
     """Go on under the recipe of now, which a changed training has another of."""
     for group in optimizer.param_groups:
-        group["momentum"], group["weight_decay"] = training.momentum, weight_decay
-    state.recipe_toml, state.weight_decay, state.steps_per_epoch = recipe_toml, weight_decay, steps_per_epoch
+        group["momentum"], group["weight_decay"] = terms.training.momentum, terms.weight_decay
+    state.recipe_toml, state.weight_decay = terms.recipe_toml, terms.weight_decay
+    state.steps_per_epoch = terms.steps_per_epoch
 
 
 def _make_resumable(run: RunFolder, state: TrainingState, *, fresh: bool) -> None:
@@ -206,33 +207,26 @@ def _optimizer(net: nn.Module, training: TrainingSection, weight_decay: float) -
     return torch.optim.SGD(weights, training.lr, training.momentum, weight_decay=weight_decay)
 
 
-def _resumable(
-    run: RunFolder,
-    training: TrainingSection,
-    weight_decay: float,
-    recipe_toml: str,
-    steps_per_epoch: int,
-    changed: bool,
-) -> TrainingState:
+def _resumable(run: RunFolder, terms: _Terms, changed: bool) -> TrainingState:
     """The run's checkpoint, if this training continues it: same recipe, same data, at least the epochs begun."""
     state = checkpoint.load_state(run)
     path = run / checkpoint.CHECKPOINT
-    changes = checkpoint.recipe_differences(state.recipe_toml, recipe_toml)
-    if not changes and weight_decay != state.weight_decay:
-        changes.append(f"weight decay: {state.weight_decay} became {weight_decay}")
+    changes = checkpoint.recipe_differences(state.recipe_toml, terms.recipe_toml)
+    if not changes and terms.weight_decay != state.weight_decay:
+        changes.append(f"weight decay: {state.weight_decay} became {terms.weight_decay}")
     if changed:
         changes = []
-    if steps_per_epoch != state.steps_per_epoch and not (changed and state.step_in_epoch == 0):
-        changes.append(f"batches in an epoch: {state.steps_per_epoch} became {steps_per_epoch}")
+    if terms.steps_per_epoch != state.steps_per_epoch and not (changed and state.step_in_epoch == 0):
+        changes.append(f"batches in an epoch: {state.steps_per_epoch} became {terms.steps_per_epoch}")
     if changes:
         raise InputError(
             f"{path} belongs to another training ({'; '.join(changes)}).",
             "undo these changes to continue with --resume, or train again from the start with --force.",
         )
     begun = state.epoch + (state.step_in_epoch > 0)
-    if training.epochs < begun:
+    if terms.training.epochs < begun:
         raise InputError(
-            f"{path} is in or after epoch {begun}, but training.epochs is {training.epochs}.",
+            f"{path} is in or after epoch {begun}, but training.epochs is {terms.training.epochs}.",
             f"ask for at least {begun} epochs, or train again from the start with --force.",
         )
     return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from engines.image_batches import BadImages, OnBad
 from engines.images import ImageSet
 from engines.run_folder import RunFolder
 from faq_deploy import __version__, checkpoint
-from faq_deploy.augment import TrainingData, epoch_order, require_shares, steps_per_epoch, training_batches
+from faq_deploy.augment import TrainingData, batch_sizes, epoch_order, require_shares, training_batches
 from faq_deploy.batch_statistics import synchronize
 from faq_deploy.calibrated_run import Calibrated, interrupted, is_random
 from faq_deploy.data import Splits
@@ -57,15 +58,18 @@ class Batches:
         if self.ranks.count > 1 and self.recipe.training.epochs > 0:
             require_shares(len(self.images), self.recipe.training.batch_size, self.ranks.count)
 
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return batch_sizes(len(self.images), self.recipe.training.batch_size)
+
     @property
     def steps_per_epoch(self) -> int:
         """Batches an epoch."""
-        return steps_per_epoch(len(self.images), self.recipe.training.batch_size)
+        return len(self._sizes)
 
     def images_in(self, step: int) -> int:
         """Images in a step's batch, of all processes together."""
-        size, last = self.recipe.training.batch_size, self.steps_per_epoch - 1
-        return size if step < last else len(self.images) - size * last
+        return self._sizes[step]
 
     def batches(self, epoch: int, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Those of one epoch, from a step on."""

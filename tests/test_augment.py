@@ -23,7 +23,7 @@ from engines.errors import CannotRunHere, InputError
 from engines.image_batches import BadImages, batches
 from engines.images import ArrayImages, ImageFolder
 from engines.preprocess import PixelArray, Preprocessing
-from faq_deploy.augment import TrainingData, epoch_order, require_shares, steps_per_epoch, training_batches
+from faq_deploy.augment import TrainingData, batch_sizes, epoch_order, require_shares, training_batches
 from faq_deploy.data import Augment
 
 MODES: tuple[Augment, ...] = get_args(Augment)
@@ -43,7 +43,7 @@ def run(data: TrainingData, order: np.ndarray, batch_size: int = 4, start_step: 
 def test_workers_and_resuming_change_nothing(augment: Augment) -> None:
     data, order = TrainingData(IMAGES, augment, seed=7, epoch=3), epoch_order(23, 7, 3)
     whole = run(data, order)
-    assert len(whole) == steps_per_epoch(23, 4) == 6
+    assert len(whole) == len(batch_sizes(23, 4)) == 6
     torch.manual_seed(123)  # what the program drew before is of no influence
     assert run(data, order, start_step=2, workers=2) == whole[2:]
     assert run(data, order, start_step=5) == whole[5:]
@@ -163,7 +163,7 @@ def test_every_image_is_seen_once_and_no_last_batch_of_one(count: int, batch_siz
     data = TrainingData(ArrayImages(pixels, np.zeros(count, np.int64), ["a"], spec), "none", seed=0)
     loaded = [images[:, 0, 0, 0].tolist() for images, _ in training_batches(data, np.arange(count), batch_size)]
     assert [value for batch in loaded for value in batch] == list(range(count))
-    assert len(loaded) == steps_per_epoch(count, batch_size)
+    assert len(loaded) == len(batch_sizes(count, batch_size))
     sizes = [len(batch) for batch in loaded]
     assert all(size == batch_size for size in sizes[:-1])
     assert batch_size == 1 or sizes[-1] > 1 or count == 1
@@ -174,7 +174,7 @@ def test_every_image_is_seen_once_and_no_last_batch_of_one(count: int, batch_siz
     ("count", "batch_size", "steps"), [(65, 64, 1), (33, 16, 2), (64, 64, 1), (66, 64, 2), (1, 8, 1)]
 )
 def test_a_last_batch_of_one_is_merged(count: int, batch_size: int, steps: int) -> None:
-    assert steps_per_epoch(count, batch_size) == steps
+    assert len(batch_sizes(count, batch_size)) == steps
 
 
 def broken_folder(root: Path, broken: set[int]) -> ImageFolder:

@@ -21,10 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from benchmarks.common import this_machine
 from benchmarks.peers.peer_net import peer_resnet
-from benchmarks.peers.peer_run import make_parser, open_setup, train, written_command
-from benchmarks.peers.record import RESULTS, Record, write_record
+from benchmarks.peers.peer_run import Method, keep_record, make_parser, open_setup, train
 from engines.errors import CannotRunHere
 
 __all__ = ["main"]
@@ -92,46 +90,27 @@ def main() -> None:
     parser.add_argument("--start", choices=["own", "ours"], default="ours", help="percentiles of activation scales")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)  # torch.jit's and named tensors' deprecations
-    machine, setup = this_machine(), open_setup(arguments)
+    setup = open_setup(arguments)
     float_top1 = setup.top1(setup.net)
     percentiles = {8: 99.99, arguments.bits: 99.9 if arguments.bits <= 4 else 99.99}
     layers = _BrevitasLayers(arguments.scales, percentiles if arguments.start == "ours" else None)
     net = peer_resnet(setup.net, layers, arguments.bits)
     calibrate(net, setup.calibration())
-    calibrated = setup.top1(net)
-    print(f"float {float_top1:.2f} %, calibrated {calibrated:.2f} %", file=sys.stderr, flush=True)
     scales = [weight for name, weight in net.named_parameters() if ".scaling_impl." in name]
-    outcome = train(net, setup, scales, calibrated)
-    seed, training = str(arguments.seed), setup.recipe.training
+    outcome = train(net, setup, scales, float_top1)
+    epochs = setup.recipe.training.epochs
     learned = "power-of-two" if arguments.scales == "po2" else "float"
-    record = Record(
-        name=f"brevitas-{arguments.scales}-qat-{arguments.bits}bit-{training.epochs}-epochs",
+    method = Method(
+        name=f"brevitas-{arguments.scales}-qat-{arguments.bits}bit-{epochs}-epochs",
         method=f"QAT, learned {learned} scales",
         library="brevitas",
         version=version("brevitas"),
-        weight_bits=arguments.bits,
-        activation_bits=arguments.bits,
         scales=arguments.scales,
-        granularity="channel",
-        start="float",
-        images="train",
-        epochs=training.epochs,
-        lr=training.lr,
-        schedule=training.schedule,
-        float_top1=float_top1,
-        calibrated_top1={seed: calibrated},
-        top1={seed: outcome.last},
-        best_top1={},
-        seconds=round(outcome.seconds, 1),
-        threads=1,
-        hardware=f"{machine.cpu}, {machine.cores} cores, no GPU",
-        torch=machine.torch,
-        commit=machine.commit,
-        command=written_command(arguments, "brevitas_qat.py", ["--scales", arguments.scales]),
+        script="brevitas_qat.py",
+        options=("--scales", arguments.scales),
         notes="Batch norms stay float layers, so that their multipliers are floats; the last ReLU has 8 bits.",
     )
-    if not arguments.steps:
-        print(write_record(record, arguments.output or RESULTS))
+    keep_record(arguments, setup, method, outcome)
 
 
 def calibrate(net: nn.Module, batches: Any) -> None:

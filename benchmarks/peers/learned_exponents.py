@@ -25,11 +25,9 @@ import torch
 from torch import Tensor, nn
 
 import faq_deploy.net
-from benchmarks.common import this_machine
-from benchmarks.peers.peer_run import make_parser, open_setup, train, written_command
-from benchmarks.peers.record import RESULTS, Record, write_record
+from benchmarks.peers.peer_run import Method, keep_record, make_parser, open_setup, train
 from faq_deploy import __version__
-from faq_deploy.augment import steps_per_epoch
+from faq_deploy.augment import batch_sizes
 from faq_deploy.calibrate import calibrate
 from faq_deploy.fixed_point import FixedPoint, quantize_activation, quantize_weight
 from faq_deploy.layers import ActivationQuantizer, WeightedLayer
@@ -166,51 +164,32 @@ def main() -> None:
     parser.add_argument("--part", choices=["weights", "activations", "both"], default="both", help="whose exponents")
     parser.add_argument("--exponent-lr", type=float, default=0.01, help="Adam's in the first step")
     arguments = parser.parse_args()
-    machine, setup = this_machine(), open_setup(arguments)
+    setup = open_setup(arguments)
     recipe = override(load_recipe("faq-8bit"), {"bits": arguments.bits})
     float_top1 = setup.top1(setup.net)
     images = list(setup.calibration())
     net = rewrite(setup.net, images[0][:2], recipe)
     calibrate(net, images, recipe.calibration, recipe.target)
-    calibrated = setup.top1(net)
-    print(f"float {float_top1:.2f} %, calibrated {calibrated:.2f} %", file=sys.stderr, flush=True)
-    steps = steps_per_epoch(len(setup.splits.train), setup.recipe.training.batch_size)
+    steps = len(batch_sizes(len(setup.splits.train), setup.recipe.training.batch_size))
     learned = learn(net, arguments.part, arguments.exponent_lr, arguments.gamma ** (1 / steps))
     before = [parameter.detach().round() for parameter in learned.weights]
-    outcome = train(net, setup, [], calibrated, before_step=learned.before_step)
+    outcome = train(net, setup, [], float_top1, before_step=learned.before_step)
     pairs = zip(before, learned.weights, strict=True)
     moved = sum(int((start != parameter.detach().round()).sum()) for start, parameter in pairs)
     print(f"{moved} of {sum(map(torch.numel, before))} weight exponents moved", file=sys.stderr)
-    seed, training = str(arguments.seed), setup.recipe.training
+    epochs = setup.recipe.training.epochs
     rate = f"{arguments.exponent_lr:g}"
-    record = Record(
-        name=f"learned-exponents-{arguments.part}-{rate}-{arguments.bits}bit-{training.epochs}-epochs",
+    method = Method(
+        name=f"learned-exponents-{arguments.part}-{rate}-{arguments.bits}bit-{epochs}-epochs",
         method=f"QAT, learned exponents (TQT-like), {arguments.part}",
         library="faq-deploy",
         version=__version__,
-        weight_bits=arguments.bits,
-        activation_bits=arguments.bits,
         scales="po2",
-        granularity="channel",
-        start="float",
-        images="train",
-        epochs=training.epochs,
-        lr=training.lr,
-        schedule=training.schedule,
-        float_top1=float_top1,
-        calibrated_top1={seed: calibrated},
-        top1={seed: outcome.last},
-        best_top1={},
-        seconds=round(outcome.seconds, 1),
-        threads=1,
-        hardware=f"{machine.cpu}, {machine.cores} cores, no GPU",
-        torch=machine.torch,
-        commit=machine.commit,
-        command=written_command(arguments, "learned_exponents.py", ["--part", arguments.part, "--exponent-lr", rate]),
+        script="learned_exponents.py",
+        options=("--part", arguments.part, "--exponent-lr", rate),
         notes="As ours but for the exponents: a trial, not an option of quantize.",
     )
-    if not arguments.steps:
-        print(write_record(record, arguments.output or RESULTS))
+    keep_record(arguments, setup, method, outcome)
 
 
 if __name__ == "__main__":

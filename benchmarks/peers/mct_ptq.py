@@ -23,9 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from benchmarks.common import this_machine
-from benchmarks.peers.peer_run import Setup, make_parser, open_setup, written_command
-from benchmarks.peers.record import RESULTS, Record, write_record
+from benchmarks.peers.peer_run import Method, Outcome, Setup, keep_record, make_parser, open_setup
 from engines.errors import CannotRunHere, InputError
 
 __all__ = ["main"]
@@ -37,41 +35,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.bits != 8:
         raise InputError("This script runs the toolkit's default platform, which has 8 bits.", "pass --bits 8.")
-    machine, setup = this_machine(), open_setup(arguments)
+    setup = open_setup(arguments)
     float_top1 = setup.top1(setup.net)
     begin = time.perf_counter()
     net, version = quantize(setup)
     seconds = time.perf_counter() - begin
     found = setup.top1(net)
     print(f"float {float_top1:.2f} %, quantized {found:.2f} %", file=sys.stderr)
-    record = Record(
+    method = Method(
         name="mct-ptq-8bit",
         method="PTQ, power-of-two activations by least squared error",
         library="model-compression-toolkit",
         version=version,
-        weight_bits=8,
-        activation_bits=8,
         scales="float",
-        granularity="channel",
-        start="float",
-        images="calibration",
-        epochs=0,
-        lr=None,
-        schedule=None,
-        float_top1=float_top1,
-        calibrated_top1={str(arguments.seed): found},
-        top1={str(arguments.seed): found},
-        best_top1={},
-        seconds=round(seconds, 1),
-        threads=1,
-        hardware=f"{machine.cpu}, {machine.cores} cores, no GPU",
-        torch=machine.torch,
-        commit=machine.commit,
-        command=written_command(arguments, "mct_ptq.py"),
+        script="mct_ptq.py",
         notes="Its default platform: activation scales are powers of two, weight scales floats; bias correction.",
     )
-    if not arguments.steps:
-        print(write_record(record, arguments.output or RESULTS))
+    keep_record(arguments, setup, method, Outcome(float_top1, found, found, seconds))
 
 
 def quantize(setup: Setup) -> tuple[nn.Module, str]:

@@ -25,10 +25,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from benchmarks.common import this_machine
 from benchmarks.float_onnx import write_float_onnx
-from benchmarks.peers.peer_run import Setup, make_parser, open_setup, written_command
-from benchmarks.peers.record import RESULTS, Record, write_record
+from benchmarks.peers.peer_run import Method, Outcome, Setup, keep_record, make_parser, open_setup
 from engines.errors import InputError
 from engines.image_batches import batches
 from engines.parity import top1
@@ -62,7 +60,7 @@ def main() -> None:
     if arguments.bits not in (4, 8):
         raise InputError(f"onnxruntime has no integers of {arguments.bits} bits.", "pass --bits 8 or --bits 4.")
     granularity: Literal["channel", "tensor"] = "tensor" if arguments.per_tensor else "channel"
-    machine, setup = this_machine(), open_setup(arguments)
+    setup = open_setup(arguments)
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         floating, quantized = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
@@ -74,38 +72,18 @@ def main() -> None:
         found = _top1(quantized, setup)
     print(f"float {float_top1:.2f} %, {arguments.method} {found:.2f} %", file=sys.stderr)
     percentile = f" {_PERCENTILES[arguments.bits]}" if arguments.method == "percentile" else ""
-    record = Record(
+    method = Method(
         name=f"onnxruntime-{arguments.method}-ptq-{granularity}-{arguments.bits}bit",
         method=f"PTQ, {arguments.method}{percentile}",
         library="onnxruntime",
         version=onnxruntime.__version__,
-        weight_bits=arguments.bits,
-        activation_bits=arguments.bits,
         scales="float",
+        script="onnxruntime_ptq.py",
+        options=("--method", arguments.method, *(["--per-tensor"] if arguments.per_tensor else [])),
         granularity=granularity,
-        start="float",
-        images="calibration",
-        epochs=0,
-        lr=None,
-        schedule=None,
-        float_top1=float_top1,
-        calibrated_top1={str(arguments.seed): found},
-        top1={str(arguments.seed): found},
-        best_top1={},
-        seconds=round(seconds, 1),
-        threads=1,
-        hardware=f"{machine.cpu}, {machine.cores} cores, no GPU",
-        torch=machine.torch,
-        commit=machine.commit,
-        command=written_command(
-            arguments,
-            "onnxruntime_ptq.py",
-            ["--method", arguments.method, *(["--per-tensor"] if arguments.per_tensor else [])],
-        ),
         notes="Batch norms folded, our calibration images, run without graph optimizations.",
     )
-    if not arguments.steps:
-        print(write_record(record, arguments.output or RESULTS))
+    keep_record(arguments, setup, method, Outcome(float_top1, found, found, seconds))
 
 
 def quantize(

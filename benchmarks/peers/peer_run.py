@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
+
+from benchmarks.common import this_machine
+from benchmarks.peers.record import RESULTS, Record, write_record
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,9 +21,35 @@ if TYPE_CHECKING:
     from faq_deploy.data import Splits
     from faq_deploy.recipe import Recipe
 
-__all__ = ["Outcome", "Setup", "make_parser", "open_setup", "train", "written_command"]
+__all__ = ["Method", "Outcome", "Setup", "keep_record", "make_parser", "open_setup", "train", "written_command"]
 
 _CALIBRATION: Final = (5, 256)  # batches and images in each, as our recipes take
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a script measures, in the words of the results page.
+
+    Attributes:
+        name: of the record's file.
+        method: a short phrase.
+        library, version: what quantizes the net.
+        scales: powers of two, or any float.
+        script: that runs it.
+        options: of the script, beyond those that all have.
+        granularity: of weight scales.
+        notes: what differs from ours.
+    """
+
+    name: str
+    method: str
+    library: str
+    version: str
+    scales: Literal["po2", "float"]
+    script: str
+    options: tuple[str, ...] = ()
+    granularity: Literal["channel", "tensor"] = "channel"
+    notes: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,11 +57,13 @@ class Outcome:
     """Top-1 in percent, and what it took.
 
     Attributes:
+        floating: of the float net.
         calibrated: before training.
-        last: after the last epoch.
+        last: after the last epoch; post-training methods have none and say `calibrated` again.
         seconds: wall time.
     """
 
+    floating: float
     calibrated: float
     last: float
     seconds: float
@@ -151,7 +182,7 @@ def train(
     net: nn.Module,
     setup: Setup,
     scales: Sequence[nn.Parameter],
-    calibrated: float,
+    floating: float,
     before_step: Callable[[], None] | None = None,
 ) -> Outcome:
     """Train as our fine-tuning does: SGD with momentum, cross entropy, the same images in the same order.
@@ -160,7 +191,7 @@ def train(
         net: in any mode; left in eval mode with the last weights.
         setup: how.
         scales: learned scales among the parameters, which get no weight decay.
-        calibrated: top-1 in percent before training.
+        floating: top-1 of the float net in percent.
         before_step: called before each step.
 
     Returns:
@@ -172,6 +203,8 @@ def train(
     from faq_deploy.augment import TrainingData, epoch_order, training_batches
     from faq_deploy.schedule import learning_rate
 
+    calibrated = setup.top1(net)
+    print(f"float {floating:.2f} %, calibrated {calibrated:.2f} %", file=sys.stderr, flush=True)
     training = setup.recipe.training
     learned = {id(scale) for scale in scales}
     rest = [weight for weight in net.parameters() if weight.requires_grad and id(weight) not in learned]
@@ -202,7 +235,50 @@ def train(
         line = f"epoch {epoch + 1}/{training.epochs}: loss {total / seen:.4f}, {seconds:.0f} s"
         print(line, file=sys.stderr, flush=True)
     net.eval()
-    return Outcome(calibrated, setup.top1(net), time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return Outcome(floating, calibrated, setup.top1(net), seconds)
+
+
+def keep_record(arguments: argparse.Namespace, setup: Setup, method: Method, outcome: Outcome) -> None:
+    """Write what a run gave, and print the file; after `--steps`, which only tries a script, do nothing.
+
+    Args:
+        arguments: parsed with `make_parser`.
+        setup: of the run.
+        method: that was run.
+        outcome: what it gave.
+    """
+    if arguments.steps:
+        return
+    machine, training = this_machine(), setup.recipe.training
+    trained = training.epochs > 0
+    seed = str(arguments.seed)
+    record = Record(
+        name=method.name,
+        method=method.method,
+        library=method.library,
+        version=method.version,
+        weight_bits=arguments.bits,
+        activation_bits=arguments.bits,
+        scales=method.scales,
+        granularity=method.granularity,
+        start="float",
+        images="train" if trained else "calibration",
+        epochs=training.epochs,
+        lr=training.lr if trained else None,
+        schedule=training.schedule if trained else None,
+        float_top1=outcome.floating,
+        calibrated_top1={seed: outcome.calibrated},
+        top1={seed: outcome.last},
+        seconds=round(outcome.seconds, 1),
+        threads=1,
+        hardware=f"{machine.cpu}, {machine.cores} cores, no GPU",
+        torch=machine.torch,
+        commit=machine.commit,
+        command=written_command(arguments, method.script, method.options),
+        notes=method.notes,
+    )
+    print(write_record(record, arguments.output or RESULTS))
 
 
 def written_command(arguments: argparse.Namespace, script: str, extra: Sequence[str] = ()) -> str:

@@ -21,10 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import this_machine
 from benchmarks.peers.peer_net import peer_resnet
-from benchmarks.peers.peer_run import make_parser, open_setup, train, written_command
-from benchmarks.peers.record import RESULTS, Record, write_record
+from benchmarks.peers.peer_run import Method, keep_record, make_parser, open_setup, train
 from engines.errors import CannotRunHere
 
 __all__ = ["main"]
@@ -94,43 +92,23 @@ def main() -> None:
     """Take start values from calibration images, train, and write the record."""
     arguments = make_parser("Learned step sizes with torch's own quantizer.", trains=True).parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    machine, setup = this_machine(), open_setup(arguments)
+    setup = open_setup(arguments)
     float_top1 = setup.top1(setup.net)
     net = peer_resnet(setup.net, _LsqLayers(), arguments.bits)
     calibrate(net, setup.calibration())
-    calibrated = setup.top1(net)
-    print(f"float {float_top1:.2f} %, calibrated {calibrated:.2f} %", file=sys.stderr, flush=True)
     scales = [weight for name, weight in net.named_parameters() if name.endswith("quantizer.scale")]
-    outcome = train(net, setup, scales, calibrated)
-    seed, training = str(arguments.seed), setup.recipe.training
-    record = Record(
-        name=f"torch-lsq-{arguments.bits}bit-{training.epochs}-epochs",
+    outcome = train(net, setup, scales, float_top1)
+    epochs = setup.recipe.training.epochs
+    method = Method(
+        name=f"torch-lsq-{arguments.bits}bit-{epochs}-epochs",
         method="QAT, learned step sizes (LSQ)",
         library="torch",
-        version=machine.torch,
-        weight_bits=arguments.bits,
-        activation_bits=arguments.bits,
+        version=torch.__version__,
         scales="float",
-        granularity="channel",
-        start="float",
-        images="train",
-        epochs=training.epochs,
-        lr=training.lr,
-        schedule=training.schedule,
-        float_top1=float_top1,
-        calibrated_top1={seed: calibrated},
-        top1={seed: outcome.last},
-        best_top1={},
-        seconds=round(outcome.seconds, 1),
-        threads=1,
-        hardware=f"{machine.cpu}, {machine.cores} cores, no GPU",
-        torch=machine.torch,
-        commit=machine.commit,
-        command=written_command(arguments, "torch_lsq.py"),
+        script="torch_lsq.py",
         notes="Batch norms stay float layers; the last ReLU has 8 bits.",
     )
-    if not arguments.steps:
-        print(write_record(record, arguments.output or RESULTS))
+    keep_record(arguments, setup, method, outcome)
 
 
 def calibrate(net: nn.Module, batches: Iterable[Tensor]) -> None:
