@@ -8,9 +8,10 @@ from pathlib import Path
 import rich_click as click
 
 from faq_deploy.cli_analyze import analyze
-from faq_deploy.cli_edge import build_options, bundle_options, lint_options, verify_options
+from faq_deploy.cli_edge import build_options, bundle_options, verify_options
 from faq_deploy.cli_errors import ErrorGroup
 from faq_deploy.cli_inspect import inspect_options
+from faq_deploy.cli_lint import lint
 from faq_deploy.cli_options import eval_options, float_options, json_option, training_options
 from faq_deploy.cli_recipes import recipes
 
@@ -220,23 +221,6 @@ def verify(bundle: Path, output: Path | None, as_json: bool, **options: object) 
 
 
 @main.command()
-@click.argument("model", metavar="FILE.onnx", type=click.Path(path_type=Path))
-@lint_options
-def lint(model: Path, target: str | None, as_json: bool) -> None:
-    """Check a QDQ ONNX file of any tool for what an engine would refuse or do otherwise; needs no torch.
-
-    Exit code 0 if there is no error, 1 if there is.
-
-    \b
-    Example:
-      faq-deploy lint model.onnx --target tensorrt
-    """
-    from engines import show_lint
-
-    sys.exit(show_lint.lint(model, target, as_json=as_json))
-
-
-@main.command()
 @json_option
 def doctor(as_json: bool) -> None:
     """Say what this machine can do, and what to install for the rest.
@@ -251,6 +235,7 @@ def doctor(as_json: bool) -> None:
 
 
 main.add_command(analyze)
+main.add_command(lint)
 main.add_command(recipes)
 
 

@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from pathlib import Path
+from typing import Final, Literal, get_args
 
 import onnx
+from google.protobuf.message import DecodeError
 
-from engines import lint_int4, lint_kernels, lint_layers, lint_pools, lint_quantizers
+from engines import onnx_facts
 from engines.errors import InputError
 from engines.int4_storage import unpack_int4
-from engines.lint_view import Hit
-from engines.qdq_graph import QdqGraph, read_graph
+from engines.lint_rules import RULES, Level, Rule, page_of
+from engines.qdq_graph import QdqGraph, load_model, read_graph
 
-__all__ = ["RULES", "Finding", "Level", "Rule", "lint"]
+__all__ = ["RULES", "Finding", "Level", "Rule", "Target", "lint", "lint_file"]
 
-Level = Literal["error", "warning", "info"]
+Target = Literal["tensorrt", "onnxruntime", "paper"]
 
-_ANY: Final = frozenset({"tensorrt", "onnxruntime", "paper", None})
-_TENSORRT: Final = frozenset({"tensorrt"})
-_NOT_ORT: Final = frozenset({"tensorrt", None})
-_ENGINES: Final = frozenset({"tensorrt", "onnxruntime", None})
-_ORT: Final = frozenset({"onnxruntime"})
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule.
-
-    Args:
-        level: error: wrong results, or a refusal; warning: slow in silence; info: good to know.
-        targets: for which it holds; None stands for "no target given".
-        check: finds the places.
-        as_stored: it looks at weights stored in 4 bits as they are; all others see them as INT8.
-    """
-
-    level: Level
-    targets: frozenset[str | None]
-    check: Callable[[QdqGraph], Iterator[Hit]]
-    as_stored: bool = False
+_TARGETS: Final[tuple[str, ...]] = get_args(Target)
 
 
 @dataclass(frozen=True)
@@ -60,35 +41,10 @@ class Finding:
     message: str
     remedy: str
 
-
-RULES: Final[Mapping[str, Rule]] = {
-    "scale-positive": Rule("error", _ANY, lint_quantizers.scale_positive),
-    "explicit-zero-point": Rule("error", _ANY, lint_quantizers.explicit_zero_point),
-    "per-channel-activation": Rule("error", _ANY, lint_quantizers.per_channel_activation),
-    "zero-point": Rule("error", _TENSORRT, lint_quantizers.nonzero_zero_point),
-    "unsigned-codes": Rule("error", _TENSORRT, lint_quantizers.unsigned_codes),
-    "clip-on-codes": Rule("error", _TENSORRT, lint_quantizers.clip_on_codes),
-    "float-clip": Rule("error", _TENSORRT, lint_quantizers.misplaced_float_clip),
-    "bias-grid": Rule("error", _ANY, lint_layers.bias_off_grid),
-    "conv-transpose-axis": Rule("error", _NOT_ORT, lint_layers.per_channel_conv_transpose),
-    "pool-ceil-mode": Rule("error", _ANY, lint_pools.ceil_mode_over_padding),
-    "ir-version": Rule("error", _ANY, lint_layers.ir_version_too_new),
-    "int4-opset": Rule("error", _ANY, lint_int4.int4_opset, as_stored=True),
-    "int4-odd": Rule("error", _TENSORRT, lint_int4.int4_odd, as_stored=True),
-    "scalar-scale": Rule("warning", _ANY, lint_quantizers.rank_one_scale),
-    "one-sided-layer": Rule("warning", _ANY, lint_layers.one_sided_layer),
-    "conv-transpose-dilated": Rule("warning", _TENSORRT, lint_layers.strided_and_dilated_conv_transpose),
-    "skip-input": Rule("warning", _NOT_ORT, lint_layers.float_skip_input),
-    "add-inputs": Rule("warning", _ORT, lint_layers.float_add_input),
-    "grouped-int8": Rule("warning", _NOT_ORT, lint_kernels.grouped_int8),
-    "concat-scales": Rule("warning", _ENGINES, lint_layers.unequal_concat_scales),
-    "transposed-weight": Rule("warning", _ANY, lint_layers.transposed_weight),
-    "pool-ties": Rule("warning", _ENGINES, lint_pools.pool_can_tie),
-    "int4-convolution": Rule("warning", _NOT_ORT, lint_int4.int4_convolution, as_stored=True),
-    "scale-power-of-two": Rule("info", _ANY, lint_quantizers.scale_power_of_two),
-    "half-precision-scale": Rule("info", _ANY, lint_quantizers.half_precision_scale),
-    "packed-weights": Rule("info", _NOT_ORT, lint_int4.packed_weights, as_stored=True),
-}
+    @property
+    def page(self) -> str:
+        """Where the rule is explained."""
+        return page_of(self.rule)
 
 
 def lint(model: onnx.ModelProto, target: str | None = None) -> list[Finding]:
@@ -100,20 +56,62 @@ def lint(model: onnx.ModelProto, target: str | None = None) -> list[Finding]:
         target: "tensorrt", "onnxruntime" or "paper"; None checks what holds for every engine.
 
     Returns:
-        Findings, errors first, then warnings, then information; each level in the order of RULES.
+        Findings, errors first, then warnings, then information; each level in the order of RULES. Where weights lie
+        outside the file's folder, or the operator set is missing, nothing else is looked at.
 
     Raises:
         InputError: there is no such target.
     """
-    if target not in _ANY:
+    if target is not None and target not in _TARGETS:
         raise InputError(f"there is no target {target!r}.", "pass tensorrt, onnxruntime or paper.")
+    found = list(_found(target, file=_without_values(model)))
+    if found:
+        return found
     stored = read_graph(model)
     unpacked = unpack_int4(model)
     graph = stored if unpacked is model else read_graph(unpacked)
-    return [
-        Finding(name, rule.level, hit.node, hit.message, hit.remedy)
-        for level in ("error", "warning", "info")
-        for name, rule in RULES.items()
-        if rule.level == level and target in rule.targets
-        for hit in rule.check(stored if rule.as_stored else graph)
-    ]
+    return list(_found(target, stored=stored, codes=graph))
+
+
+def lint_file(path: Path, target: str | None = None) -> tuple[str | None, list[Finding]]:
+    """Check an ONNX file.
+
+    Args:
+        path: the file.
+        target: "tensorrt", "onnxruntime" or "paper"; None takes what the file says, and every engine where it says
+            nothing.
+
+    Returns:
+        The target that was taken, and the findings as of `lint`.
+
+    Raises:
+        InputError: the file is missing, is not ONNX, was cut short, or its weights are; no such target.
+    """
+    found = _of_unread(path, target)
+    if found:
+        return target, found
+    said = onnx_facts.read(path).target
+    chosen = said if target is None and said in _TARGETS else target  # another tool may mean something else by it
+    return chosen, lint(load_model(path, unpack=False, any_inputs=True), chosen)
+
+
+def _of_unread(path: Path, target: str | None) -> list[Finding]:
+    """What there is to say before the weights are read."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError, OSError):
+        return []  # whoever reads it next says what is wrong
+    return list(_found(target, file=_without_values(model))) if model.graph.node else []
+
+
+def _without_values(model: onnx.ModelProto) -> QdqGraph:
+    return QdqGraph(model, tuple(model.graph.node), {}, {}, {}, ())
+
+
+def _found(target: str | None, **graphs: QdqGraph) -> Iterator[Finding]:
+    """What the rules find that see one of these graphs."""
+    for level in get_args(Level):
+        for name, rule in RULES.items():
+            if rule.level == level and target in rule.targets and rule.sees in graphs:
+                for hit in rule.check(graphs[rule.sees]):
+                    yield Finding(name, rule.level, hit.node, hit.message, hit.remedy)

@@ -1,23 +1,33 @@
-"""Lint rules about layers: biases, both sides of a convolution, adds, concats, and the file's versions."""
+"""Lint rules about layers: biases, both sides of a convolution, adds and concats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from engines.lint_view import Hit, few_bits, grid_text, grids, hit, is_weight, lone_codes, scale_of, shared_scale
+from engines.lint_view import (
+    Hit,
+    few_bits,
+    grid_text,
+    grids,
+    hit,
+    is_weight,
+    layer_bias,
+    lone_codes,
+    scale_of,
+    shared_scale,
+)
 from engines.operators import WEIGHTED
-from engines.qdq_graph import Attribute, QdqGraph, attributes, constant, label, opset
+from engines.qdq_graph import Attribute, QdqGraph, attributes, label
 
 __all__ = [
     "bias_off_grid",
     "float_add_input",
     "float_skip_input",
-    "ir_version_too_new",
     "one_sided_layer",
     "per_channel_conv_transpose",
     "strided_and_dilated_conv_transpose",
@@ -26,8 +36,6 @@ __all__ = [
 ]
 
 _MATRIX_BITS: Final = 8
-_OLDEST_IR: Final = 8  # enough for every opset up to 18
-_IR_OF_OPSET: Final[Mapping[int, int]] = {19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13, 26: 13, 27: 13, 28: 14}
 
 
 def bias_off_grid(graph: QdqGraph) -> Iterator[Hit]:
@@ -35,7 +43,7 @@ def bias_off_grid(graph: QdqGraph) -> Iterator[Hit]:
     for node in graph.nodes:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or not node.input[2]:
             continue
-        bias, s_x, s_w = _bias(graph, node), shared_scale(graph, node.input[0]), shared_scale(graph, node.input[1])
+        bias, s_x, s_w = layer_bias(graph, node), shared_scale(graph, node.input[0]), shared_scale(graph, node.input[1])
         if bias is None or s_x is None or s_w is None or s_x.size != 1 or s_w.size not in (1, bias.size):
             continue
         grid = np.broadcast_to(s_x * s_w, bias.shape)
@@ -159,18 +167,6 @@ def strided_and_dilated_conv_transpose(graph: QdqGraph) -> Iterator[Hit]:
             )
 
 
-def ir_version_too_new(graph: QdqGraph) -> Iterator[Hit]:
-    """A file stamped with a newer IR version than it needs is refused by the runtime on the box (C36)."""
-    version, needed = graph.model.ir_version, _IR_OF_OPSET.get(opset(graph.model), _OLDEST_IR)
-    if version > needed and opset(graph.model) <= max(_IR_OF_OPSET):
-        yield Hit(
-            "",
-            f"the file has IR version {version}, but opset {opset(graph.model)} needs only {needed}: "
-            "older runtimes will refuse it.",
-            f"set model.ir_version = {needed}.",
-        )
-
-
 def _resamples(graph: QdqGraph, node: onnx.NodeProto) -> bool:
     """A MatMul by a constant of few bits: the windows of an adaptive pool, or the weights of a resize. It is exact."""
     matrices = [graph.constants[name] for name in node.input[:2] if name in graph.constants]
@@ -185,18 +181,6 @@ def _adds(graph: QdqGraph) -> Iterator[tuple[onnx.NodeProto, tuple[str, str]]]:
     for node in graph.nodes:
         if node.op_type == "Add" and not any(name in graph.constants for name in node.input):
             yield node, (node.input[0], node.input[1])
-
-
-def _bias(graph: QdqGraph, node: onnx.NodeProto) -> npt.NDArray[np.float64] | None:
-    """A layer's bias in real units: a float constant, or codes behind DequantizeLinear."""
-    value = constant(graph, node, 2)
-    if value is not None:
-        return value.astype(np.float64).reshape(-1)
-    source = graph.producer.get(node.input[2])
-    if source is None or source.op_type != "DequantizeLinear":
-        return None
-    codes, scale = constant(graph, source, 0), scale_of(graph, source)
-    return None if codes is None or scale is None else codes.astype(np.float64).reshape(-1) * scale.reshape(-1)
 
 
 def _more(channels: npt.NDArray[np.intp]) -> str:

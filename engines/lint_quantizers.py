@@ -24,6 +24,7 @@ from engines.qdq_graph import QdqGraph, constant, opset
 
 __all__ = [
     "clip_on_codes",
+    "dynamic_scale",
     "explicit_zero_point",
     "half_precision_scale",
     "misplaced_float_clip",
@@ -44,10 +45,7 @@ def scale_positive(graph: QdqGraph) -> Iterator[Hit]:
     """TensorRT refuses scales that are not positive; zero, subnormal or infinite ones lose the channel anywhere."""
     for node in quantizers(graph):
         scale = scale_of(graph, node)
-        if scale is None:
-            yield hit(node, ": the scale is computed, not a constant.", "write scales as initializers.")
-            continue
-        flat = scale.reshape(-1)
+        flat = np.ones(1) if scale is None else scale.reshape(-1)
         bad = np.flatnonzero(~(np.isfinite(flat) & (flat >= _SMALLEST)))
         if bad.size:
             yield hit(
@@ -55,6 +53,19 @@ def scale_positive(graph: QdqGraph) -> Iterator[Hit]:
                 f": the scale{_of_channel(flat.size, bad)} is {flat[bad[0]]:g}, not a positive normal float32.",
                 "give a dead channel any positive step and zero codes.",
             )
+
+
+def dynamic_scale(graph: QdqGraph) -> Iterator[Hit]:
+    """Scales that are computed at run time, which TensorRT refuses and which no proof can use."""
+    for node in quantizers(graph):
+        for index, what in ((1, "scale"), (2, "zero point")):
+            present = len(node.input) > index and node.input[index]
+            if present and constant(graph, node, index) is None:
+                yield hit(
+                    node,
+                    f": the {what} is computed, not a constant.",
+                    "quantize statically, with a calibration, so that scales are initializers.",
+                )
 
 
 def scale_power_of_two(graph: QdqGraph) -> Iterator[Hit]:

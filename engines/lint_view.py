@@ -22,7 +22,9 @@ __all__ = [
     "hit",
     "is_power_of_two",
     "is_weight",
+    "layer_bias",
     "lone_codes",
+    "odd_factor",
     "quantizers",
     "scale_of",
     "shared_scale",
@@ -73,6 +75,20 @@ def scale_of(graph: QdqGraph, node: onnx.NodeProto) -> npt.NDArray[np.float64] |
     """Scale of a Q or DQ as float64 (exact), in its own shape; None where it is computed."""
     scale = constant(graph, node, 1)
     return None if scale is None else scale.astype(np.float64)
+
+
+def layer_bias(graph: QdqGraph, node: onnx.NodeProto) -> npt.NDArray[np.float64] | None:
+    """A layer's bias in real units, from a float constant or from codes behind DequantizeLinear; None without one."""
+    if len(node.input) < 3 or not node.input[2]:
+        return None
+    value = constant(graph, node, 2)
+    if value is not None:
+        return value.astype(np.float64).reshape(-1)
+    source = graph.producer.get(node.input[2])
+    if source is None or source.op_type != "DequantizeLinear":
+        return None
+    codes, scale = constant(graph, source, 0), scale_of(graph, source)
+    return None if codes is None or scale is None else codes.astype(np.float64).reshape(-1) * scale.reshape(-1)
 
 
 def grids(graph: QdqGraph, tensor: str) -> tuple[onnx.NodeProto, ...]:
@@ -154,12 +170,21 @@ def grid_text(value: float) -> str:
     """A scale as people read it: 2^-7, 3 x 2^-9, or 0.0123."""
     if not math.isfinite(value) or value <= 0:
         return str(value)
-    numerator, denominator = float(value).as_integer_ratio()
-    twos = (numerator & -numerator).bit_length() - 1
-    odd, exponent = numerator >> twos, twos - (denominator.bit_length() - 1)
+    odd, exponent = _odd_and_exponent(value)
     if odd == 1:
         return f"2^{exponent}"
     return f"{odd} x 2^{exponent}" if odd <= 127 else f"{value:.6g}"
+
+
+def odd_factor(value: float) -> int | None:
+    """The odd integer that a scale is a power of two of; None where it is not positive and finite."""
+    return _odd_and_exponent(value)[0] if math.isfinite(value) and value > 0 else None
+
+
+def _odd_and_exponent(value: float) -> tuple[int, int]:
+    numerator, denominator = float(value).as_integer_ratio()
+    twos = (numerator & -numerator).bit_length() - 1
+    return numerator >> twos, twos - (denominator.bit_length() - 1)
 
 
 def _only_moves(graph: QdqGraph, node: onnx.NodeProto) -> bool:

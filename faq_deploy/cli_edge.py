@@ -1,4 +1,4 @@
-"""The options of the verbs that need no torch: `build`, `bundle`, `verify`, `lint`."""
+"""The options of the verbs that need no torch: `build`, `bundle`, `verify`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import rich_click as click
 
 from faq_deploy.cli_options import json_option, options
 
-__all__ = ["build_options", "bundle_options", "lint_options", "verify_options"]
+__all__ = ["build_options", "bundle_options", "verify_options"]
 
 _runtimes = click.option(
     "--runtime",
@@ -92,16 +92,6 @@ verify_options = options(
         type=click.Path(path_type=Path),
         help="Keep the engines in this folder.",
         show_default="nowhere",
-    ),
-    json_option,
-)
-
-lint_options = options(
-    click.option(
-        "--target",
-        type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
-        help="What it is for.",
-        show_default="what the file says, else any engine",
     ),
     json_option,
 )

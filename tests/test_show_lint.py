@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import InputError
-from engines.show_lint import findings, lint
+from engines.lint import lint_file
+from engines.show_lint import lint
 from tests.engine_nets import classifier
 from tests.onnx_nets import residual_net, saved
 
@@ -54,7 +55,7 @@ def two_inputs(path: Path) -> Path:
 
 def test_clean_file_is_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(residual_net("tensorrt", 0), tmp_path)
-    assert lint(path, "tensorrt", as_json=False) == 0
+    assert lint(path, "tensorrt", "text") == 0
     assert capsys.readouterr().out == f"{path}, for target tensorrt: nothing to remark.\n"
 
 
@@ -66,27 +67,27 @@ def test_target_is_what_was_asked_for_else_what_the_file_says(
     tmp_path: Path, said: object, asked: str | None, taken: str | None
 ) -> None:
     path = classifier(tmp_path / "net.onnx", metadata={"target": said})
-    assert findings(path, asked) == (taken, [])
+    assert lint_file(path, asked) == (taken, [])
 
 
 def test_target_unknown_to_us_is_refused(tmp_path: Path) -> None:
     path = classifier(tmp_path / "net.onnx")
     with pytest.raises(InputError, match="no target 'mobile'"):
-        findings(path, "mobile")
+        lint_file(path, "mobile")
 
 
 def test_each_rule_is_one_row_with_its_first_places_and_json_has_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = saved(residual_net("onnxruntime", 0), tmp_path)
-    assert lint(path, "tensorrt", as_json=True) == 1
+    assert lint(path, "tensorrt", "json") == 1
     result = json.loads(capsys.readouterr().out)
     places = [finding for finding in result["findings"] if finding["rule"] == "unsigned-codes"]
     assert (result["exit_code"], result["target"]) == (1, "tensorrt")
     assert len(places) > 3
-    assert set(places[0]) == {"rule", "level", "node", "message", "remedy"}
+    assert set(places[0]) == {"rule", "level", "node", "message", "remedy", "page"}
     assert result["counts"]["error"] == len([f for f in result["findings"] if f["level"] == "error"])
-    assert lint(path, "tensorrt", as_json=False) == 1
+    assert lint(path, "tensorrt", "text") == 1
     out = capsys.readouterr().out
     assert [place["message"] in out for place in places[:4]] == [True, True, True, False]
     assert f"and {len(places) - 3} more; --json lists them." in out
@@ -96,9 +97,9 @@ def test_each_rule_is_one_row_with_its_first_places_and_json_has_all(
 
 def test_verdict_counts_one_of_a_kind_in_the_singular(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = classifier(tmp_path / "net.onnx", flaw="negative scale")
-    assert lint(path, None, as_json=False) == 1
+    assert lint(path, None, "text") == 1
     assert capsys.readouterr().out.splitlines()[-1] == f"{path}, by the rules of every engine: 4 errors."
-    assert lint(float_net(tmp_path / "float.onnx"), None, as_json=False) == 0
+    assert lint(float_net(tmp_path / "float.onnx"), None, "text") == 0
     assert (
         capsys.readouterr().out.splitlines()[-1]
         == f"{tmp_path / 'float.onnx'}, by the rules of every engine: 1 remark."
@@ -106,14 +107,14 @@ def test_verdict_counts_one_of_a_kind_in_the_singular(tmp_path: Path, capsys: py
 
 
 def test_float_file_is_said_to_be_unquantized_and_is_no_error(tmp_path: Path) -> None:
-    (found,) = findings(float_net(tmp_path / "net.onnx"))[1]
+    (found,) = lint_file(float_net(tmp_path / "net.onnx"))[1]
     assert (found.rule, found.level, found.node) == ("not-quantized", "info", "")
     assert "nothing is quantized" in found.message
 
 
 @pytest.mark.parametrize("kind", ["ConvInteger", "QLinearAdd", "DynamicQuantizeLinear"])
 def test_operator_format_is_warned_of(tmp_path: Path, kind: str) -> None:
-    (found,) = findings(float_net(tmp_path / "net.onnx", kind))[1]
+    (found,) = lint_file(float_net(tmp_path / "net.onnx", kind))[1]
     assert (found.rule, found.level, found.node) == ("operator-format", "warning", "only")
 
 
@@ -122,11 +123,11 @@ def test_operator_format_behind_a_quantizer_is_warned_of_too(tmp_path: Path) -> 
     model = onnx.load(path)
     model.graph.node.append(onnx.helper.make_node("QuantizeLinear", ["unread", "s", "z"], ["codes"], "q"))
     onnx.save(model, path)
-    assert "operator-format" in [finding.rule for finding in findings(path)[1]]
+    assert "operator-format" in [finding.rule for finding in lint_file(path)[1]]
 
 
 def test_file_with_several_inputs_is_checked(tmp_path: Path) -> None:
-    found = findings(two_inputs(tmp_path / "net.onnx"))[1]
+    found = lint_file(two_inputs(tmp_path / "net.onnx"))[1]
     assert [(finding.rule, finding.node) for finding in found] == [
         ("scale-positive", "b.q"),
         ("scale-positive", "b.dq"),
@@ -139,5 +140,5 @@ def test_what_is_no_onnx_file_is_bad_input(tmp_path: Path, content: bytes | None
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"does not exist|not an ONNX file") as caught:
-        lint(path, None, as_json=True)
+        lint(path, None, "json")
     assert caught.value.exit_code == 2

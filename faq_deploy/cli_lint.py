@@ -1,0 +1,50 @@
+"""The command `lint`, which needs no torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import rich_click as click
+
+from faq_deploy.cli_options import json_option, options
+
+__all__ = ["lint"]
+
+_lint_options = options(
+    click.option(
+        "--target",
+        type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
+        help="What it is for.",
+        show_default="what the file says, else any engine",
+    ),
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(["text", "json", "sarif"]),
+        default="text",
+        show_default=True,
+        help="For people, for programs, or for code hosts (SARIF 2.1.0).",
+    ),
+    json_option,
+)
+
+
+@click.command()
+@click.argument("model", metavar="FILE.onnx", type=click.Path(path_type=Path))
+@_lint_options
+def lint(model: Path, target: str | None, form: str, as_json: bool) -> None:
+    """Check a QDQ ONNX file of any tool for what an engine would refuse or do otherwise; needs no torch.
+
+    Exit code 0 if there is no error, 1 if there is. docs/lint.md explains each rule.
+
+    \b
+    Examples:
+      faq-deploy lint model.onnx --target tensorrt
+      faq-deploy lint model.onnx --format sarif > lint.sarif
+    """
+    from engines import show_lint
+
+    if as_json and form == "sarif":
+        raise click.UsageError("--json and --format sarif ask for two formats at once.")
+    sys.exit(show_lint.lint(model, target, "json" if as_json else form))  # type: ignore[arg-type]
