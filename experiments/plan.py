@@ -17,8 +17,8 @@ _THREE: Final = (0, 1, 2)
 _LR: Final = "0.02"  # the paper's for CIFAR-10 (4.9); _rates tries others
 _EPOCHS: Final = 6
 _GAMMA: Final = "0.4"  # to 1 % of the first rate
-_FEW: Final = 3  # for what is compared among itself
-_STEEP: Final = "0.16"
+_FEW: Final = 2  # for what is compared among itself
+_STEEP: Final = "0.1"
 
 
 @dataclass(frozen=True)
@@ -125,15 +125,12 @@ def _grid() -> list[Experiment]:
 
 def _rates() -> list[Experiment]:
     question = "Which first learning rate suits 4 bits?"
+    rates = ("0.0015", "0.005", "0.02", "0.05")
+    short = [(f"lr-{lr}", _short(_FEW, lr, gamma=_STEEP)) for lr in rates]
+    long = [(f"lr-{lr}-long", _short(_EPOCHS, lr, gamma=_GAMMA)) for lr in ("0.005", "0.02")]
     return [
-        Experiment(
-            f"lr-{lr}",
-            "lr",
-            question,
-            ("--recipe", "faq-4bit", *_short(2, lr, gamma="0.1")),
-            row="4.9, learning rate",
-        )
-        for lr in ("0.0015", "0.005", "0.02", "0.05")
+        Experiment(name, "lr", question, ("--recipe", "faq-4bit", *arguments), row="4.9, learning rate")
+        for name, arguments in (*short, *long)
     ]
 
 
