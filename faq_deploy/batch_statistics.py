@@ -5,8 +5,16 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["NormalizesBatches", "batch_statistics", "normalization_gradient", "synchronize", "unbiased"]
+__all__ = [
+    "NormalizesBatches",
+    "batch_statistics",
+    "freeze_statistics",
+    "normalization_gradient",
+    "synchronize",
+    "unbiased",
+]
 
 
 class NormalizesBatches(nn.Module):
@@ -29,6 +37,13 @@ def synchronize(net: nn.Module) -> int:
     for layer in layers:
         layer.synchronized = True
     return len(layers)
+
+
+def freeze_statistics(net: nn.Module) -> None:
+    """Let every batch norm of a net in training use its running statistics, as at inference, until `net.train()`."""
+    for module in net.modules():
+        if isinstance(module, (NormalizesBatches, _BatchNorm)):
+            module.eval()
 
 
 def batch_statistics(x: Tensor, *, synchronized: bool) -> tuple[Tensor, Tensor, float | Tensor]:

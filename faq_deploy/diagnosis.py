@@ -37,7 +37,7 @@ def layer_that_failed(update: UpdateStep, train: BatchSource, saved: TrainingSta
     update.restore_scaler(saved.scaler)
     for group in update.optimizer.param_groups:
         group["lr"] = learning_rate(training, saved.epoch)
-    net.train()
+    update.train(saved.epoch)
     before = saved.global_step - saved.step_in_epoch  # steps of earlier epochs
     batches = train.batches(saved.epoch, saved.step_in_epoch)
     now = saved.step_in_epoch

@@ -117,7 +117,7 @@ class FloatLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) float32 to (N, channels, ...)."""
         weight, bias = self.constants()
-        if self.norm is not None and self.training:
+        if self.norm is not None and self.norm.training:
             normalized: Tensor = self.norm(self.product(x, weight, None))
             return normalized
         return widened(self.product(x, weight, bias))

@@ -109,6 +109,8 @@ class TrainingSection(Section):
     """what the logits are divided by in that comparison, over 0"""
     freeze_exponents: int = Field(default=0, ge=0)
     """in so many last epochs, up to all, the weights' exponents stay as they are"""
+    freeze_batch_norm: int = Field(default=0, ge=0)
+    """in so many last epochs, up to all, batch norms use their running statistics, as the engine will"""
 
     @model_validator(mode="after")
     def _possible(self) -> TrainingSection:
@@ -118,10 +120,9 @@ class TrainingSection(Section):
                 raise ValueError(f"training.milestones {list(marks)} must ascend from 1, and not be empty")
             if marks[-1] >= self.epochs:
                 raise ValueError(f"training.milestones has {marks[-1]}, but the last epoch is {self.epochs - 1}")
-        if 0 < self.epochs < self.freeze_exponents:
-            raise ValueError(
-                f"training.freeze_exponents is {self.freeze_exponents}, but training.epochs is {self.epochs}"
-            )
+        for key in ("freeze_exponents", "freeze_batch_norm"):
+            if 0 < self.epochs < getattr(self, key):
+                raise ValueError(f"training.{key} is {getattr(self, key)}, but training.epochs is {self.epochs}")
         doublings = self.batch_doublings
         if doublings and (doublings[0] < 1 or any(a >= b for a, b in pairwise(doublings))):
             raise ValueError(f"training.batch_doublings {list(doublings)} must ascend from 1")

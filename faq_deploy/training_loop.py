@@ -87,7 +87,7 @@ class TrainingLoop:
         state = self.state
         for group in self.update.optimizer.param_groups:
             group["lr"] = learning_rate(self.training, state.epoch)
-        self.net.train()
+        self.update.train(state.epoch)
         self.clock = time.perf_counter()
         batches = self.train.batches(state.epoch, state.step_in_epoch)
         while state.step_in_epoch < state.steps_per_epoch:

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 
+from faq_deploy.batch_statistics import freeze_statistics
 from faq_deploy.distill import training_loss
 from faq_deploy.net import QuantizedNet
 from faq_deploy.ranks import Ranks
@@ -85,6 +86,12 @@ class UpdateStep:
         if images.dim() == 4:
             images = images.contiguous(memory_format=self.format)
         return images, labels.to(device, non_blocking=True)
+
+    def train(self, epoch: int) -> None:
+        """Put the net into training mode for an epoch (from 0)."""
+        self.net.train()
+        if epoch >= self.training.epochs - self.training.freeze_batch_norm:
+            freeze_statistics(self.net)
 
     def begin(self, epoch: int) -> None:
         """Start a step of an epoch (from 0): no gradients, new exponents."""

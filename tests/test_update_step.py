@@ -219,7 +219,10 @@ class Colours(Batches):
             yield x.repeat(1, 3, 4, 4), y
 
 
-@pytest.mark.parametrize("changes", [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"freeze_exponents": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"freeze_exponents": 1}, {"freeze_batch_norm": 1}],
+)
 def test_a_quantized_training_resumes_to_the_same_weights_exponents_and_log(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
@@ -263,6 +266,48 @@ def test_frozen_exponents_stay_and_others_move(tmp_path: Path) -> None:
     assert flips[0] > 0 and flips[1] == 0
     for exponents in seen[SHORT + 2 :]:
         assert all(torch.equal(a, b) for a, b in zip(exponents, seen[SHORT + 1], strict=True))
+
+
+@pytest.mark.parametrize(("target", "batch_norm"), [("tensorrt", "fold"), ("tensorrt", "fit"), ("paper", "paper")])
+def test_frozen_batch_norms_train_on_the_logits_of_evaluation(target: str, batch_norm: str) -> None:
+    """The running statistics stay as they are, for nets of our layers and for others."""
+    net = quantized_net(with_statistics(Small()), make_recipe(target, 4, batch_norm)).net
+    update = update_of(net, section(epochs=3, freeze_batch_norm=2))
+    x, y = update.on_device(images(), torch.zeros(8, dtype=torch.int64))
+    statistics = [buffer for name, buffer in net.named_buffers() if name.rpartition(".")[2].startswith("running_")]
+    assert statistics
+
+    def step(epoch: int) -> tuple[Tensor, bool]:
+        """Logits of a step in training, and whether it moved the statistics."""
+        before = [buffer.clone() for buffer in statistics]
+        update.train(epoch)
+        update.begin(epoch)
+        _, logits = update.add(x, y, 8, last=True)
+        assert all(weight.grad is not None for name, weight in net.named_parameters() if name.endswith("weight"))
+        return logits, any(not torch.equal(a, b) for a, b in zip(before, statistics, strict=True))
+
+    _, moved = step(0)
+    assert moved
+    for epoch in (1, 2):
+        logits, moved = step(epoch)
+        assert not moved
+        net.eval()
+        with torch.no_grad():
+            assert torch.equal(net(x), logits)
+
+
+def test_frozen_batch_norms_of_a_float_net_keep_their_statistics(tmp_path: Path) -> None:
+    job = Job(tmp_path, epochs=3, changes={"training.freeze_batch_norm": 2})
+    seen: list[int] = []
+
+    def count(frozen: bool) -> None:
+        norm = job.net[1]  # type: ignore[index]
+        assert isinstance(norm, nn.BatchNorm2d) and norm.num_batches_tracked is not None
+        seen.append(int(norm.num_batches_tracked))
+
+    job.before_step = count
+    job()
+    assert seen == [*range(STEPS), *[STEPS] * 2 * STEPS]
 
 
 def test_batches_can_be_smaller_than_planned(tmp_path: Path) -> None:
