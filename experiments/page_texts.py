@@ -45,13 +45,14 @@ step is 4.12σ over 15 (`R2`) or twice that (`R1`); batch norm's multiplier is k
 RATES: Final = """\
 ## First learning rate at 4 bits
 
-`fold`, three epochs each. Everywhere else on this page it is 0.02, the paper's for CIFAR-10 (4.9).
+`fold`, over 2 epochs and, as `long`, over 10. Everywhere else on this page it is 0.02, the paper's for CIFAR-10 (4.9):
+`4bit-short` and `4bit-fold` have it.
 """
 
 CHANGES: Final = """\
 ## One thing changed: the paper's Table 2, in small
 
-Ours change one thing against a run of 3 epochs (`4bit-short`) or of 6 (`4bit-fold`, its mean). The paper's rows at
+Ours change one thing against a run of 2 epochs (`4bit-short`) or of 10 (`4bit-fold`, its mean). The paper's rows at
 batch 400 are to be compared with its 110 epochs at batch 400; its "-0.22" for 60 epochs is as printed, though
 69.40 - 69.82 is -0.42.
 """

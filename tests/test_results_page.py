@@ -103,7 +103,8 @@ def test_what_was_not_run_says_so() -> None:
     assert "The float net: not run." in text
     missing = [e.name for e in EXPERIMENTS if e.group in ("8bit", "4bit", "control", "grid", "lr")]
     assert [name for name in missing if "| not run |" not in rows(text, f"`{name}`")[0]] == []
-    assert sum("| not run |" in line for change in paper.CHANGES for line in rows(text, change.row)) == 11
+    ours = sum(bool(change.experiment) for change in paper.CHANGES)
+    assert sum("| not run |" in line for change in paper.CHANGES for line in rows(text, change.row)) == ours > 10
 
 
 def test_a_changed_experiment_is_compared_with_the_mean_of_the_unchanged() -> None:
