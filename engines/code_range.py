@@ -41,7 +41,7 @@ def code_range(graph: QdqGraph, dequantize: onnx.NodeProto) -> CodeRange | None:
     dtype = point.dtype if point is not None else np.dtype(np.uint8) if quantize is not None else None
     if dtype is None or dtype.kind not in "iu" or (point is not None and point.size != 1):
         return None
-    zero, limits = 0 if point is None else int(point.reshape(())), np.iinfo(dtype)
+    zero, limits = 0 if point is None else int(point.reshape(())), np.iinfo(dtype.name)
     lowest, highest = _bounds(graph, clip)
     low, high = max(int(limits.min), lowest) - zero, min(int(limits.max), highest) - zero
     if quantize is not None:

@@ -61,7 +61,8 @@ def _largest(weight: _Doubles, bias: _Doubles, reach: CodeRange) -> _Doubles:
     positive, negative = weight.clip(min=0).sum(1), -weight.clip(max=0).sum(1)
     up = positive * reach.high - negative * reach.low + bias.clip(min=0)
     down = negative * reach.high - positive * reach.low - bias.clip(max=0)
-    return np.maximum(up, down)
+    largest: _Doubles = np.maximum(up, down)
+    return largest
 
 
 def _reach(graph: QdqGraph, tensor: str) -> tuple[CodeRange, float] | None:

@@ -64,7 +64,8 @@ def bad_layer(
     nodes[1].attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
     if bias is not None:
         constants["bias"] = bias
-    groups = int(attributes.get("group", 1))  # type: ignore[call-overload]
+    groups = attributes.get("group", 1)
+    assert isinstance(groups, int)
     channels = codes.shape[0] if kind == "ConvTranspose" else codes.shape[1] * groups
     return around(nodes, constants, (channels, 4, 4))
 
@@ -205,7 +206,7 @@ def _codes_clip() -> onnx.ModelProto:
 def _float_clip() -> onnx.ModelProto:
     model = bad_layer()
     for name, value in (("low", -128.0), ("high", 127.0)):
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
     nodes = list(model.graph.node)
     at = next(index for index, node in enumerate(nodes) if node.name == "layer")
     nodes[at].output[0] = "sum"

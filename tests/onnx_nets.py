@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -230,7 +231,7 @@ def images(seed: int, count: int, size: int) -> npt.NDArray[np.float32]:
 
 def around(
     nodes: list[onnx.NodeProto],
-    constants: dict[str, npt.ArrayLike],
+    constants: Mapping[str, npt.ArrayLike],
     image: tuple[int, int, int],
     exponent: int = 0,
     codes_exponent: int | None = 0,
