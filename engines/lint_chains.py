@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 
 from engines.lint_view import Hit, grid_text, hit, quantizers, scale_of
+from engines.model_edit import read_names
 from engines.qdq_graph import QdqGraph, attributes, constant, label
 
-__all__ = ["dead_quantizer", "double_quantization", "read_names", "same_grid"]
+__all__ = ["dead_quantizer", "double_quantization", "same_grid"]
 
 
 def double_quantization(graph: QdqGraph) -> Iterator[Hit]:
@@ -48,22 +49,11 @@ def same_grid(graph: QdqGraph, dequantize: onnx.NodeProto, quantize: onnx.NodePr
     points = [constant(graph, node, 2) for node in (dequantize, quantize)]
     if any(value is None for value in (*scales, *points)) or not _equal(scales) or not _equal(points):
         return False
-    if scales[0] is None or not (np.isfinite(scales[0]) & (scales[0] > 0)).all():
+    if scales[0] is None or not (np.isfinite(scales[0]) & np.greater(scales[0], 0)).all():
         return False
     axes = [attributes(node).get("axis", 1) for node in (dequantize, quantize)]
     blocks = [attributes(node).get("block_size", 0) for node in (dequantize, quantize)]
     return (scales[0].size == 1 or axes[0] == axes[1]) and blocks[0] == blocks[1]
-
-
-def read_names(graph: onnx.GraphProto) -> set[str]:
-    """Every tensor that a node reads, inner graphs included, and every output of the graph."""
-    names = {value.name for value in graph.output}
-    for node in graph.node:
-        names.update(node.input)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                names |= read_names(inner)
-    return names
 
 
 def _equal(values: list[np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None]) -> bool:

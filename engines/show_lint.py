@@ -16,7 +16,7 @@ from engines.lint import Finding, Level, lint_file
 from engines.lint_rules import PAGES
 from engines.lint_sarif import sarif
 
-__all__ = ["Format", "lint", "verdict_of"]
+__all__ = ["Format", "lint", "print_findings"]
 
 Format = Literal["text", "json", "sarif"]
 
@@ -53,24 +53,12 @@ def lint(path: Path, target: str | None, form: Format = "text") -> int:
     elif form == "sarif":
         print(json.dumps(sarif(path, chosen, found), indent=2))
     else:
-        _print(path, chosen, found)
+        print_findings(path, chosen, found)
     return code
 
 
-def verdict_of(path: Path, target: str | None, found: Sequence[Finding]) -> str:
-    """One sentence: the file, by which rules, and how many errors, warnings and remarks there are."""
-    checked = "by the rules of every engine" if target is None else f"for target {target}"
-    if not found:
-        return f"{path}, {checked}: nothing to remark."
-    counts = []
-    for level, (one, several) in _COUNTED.items():
-        count = sum(finding.level == level for finding in found)
-        if count:
-            counts.append(f"{count:,} {one if count == 1 else several}")
-    return f"{path}, {checked}: {', '.join(counts)}."
-
-
-def _print(path: Path, target: str | None, found: Sequence[Finding]) -> None:
+def print_findings(path: Path, target: str | None, found: Sequence[Finding]) -> None:
+    """Print a table with a row for each rule, and the verdict."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
     for column in ("level", "rule", "places"):
         table.add_column(column, justify="right" if column == "places" else "left", no_wrap=True)
@@ -82,7 +70,7 @@ def _print(path: Path, target: str | None, found: Sequence[Finding]) -> None:
     if found:
         console.print(table)
         console.print(f"Each rule has a page: {PAGES}#RULE", soft_wrap=True, markup=False, highlight=False)
-    console.print(verdict_of(path, target, found), soft_wrap=True, markup=False, highlight=False)
+    console.print(_verdict(path, target, found), soft_wrap=True, markup=False, highlight=False)
 
 
 def _text(group: Sequence[Finding]) -> str:
@@ -95,3 +83,15 @@ def _text(group: Sequence[Finding]) -> str:
     if len(group) > len(shown):
         lines.append(f"and {len(group) - len(shown):,} more; --json lists them.")
     return "\n".join(lines if len(remedies) > 1 else [*lines, f"Note: {remedies[0]}"])
+
+
+def _verdict(path: Path, target: str | None, found: Sequence[Finding]) -> str:
+    checked = "by the rules of every engine" if target is None else f"for target {target}"
+    if not found:
+        return f"{path}, {checked}: nothing to remark."
+    counts = []
+    for level, (one, several) in _COUNTED.items():
+        count = sum(finding.level == level for finding in found)
+        if count:
+            counts.append(f"{count:,} {one if count == 1 else several}")
+    return f"{path}, {checked}: {', '.join(counts)}."
