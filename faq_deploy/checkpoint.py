@@ -77,6 +77,7 @@ class TrainingState:
         seconds: of training in the epochs done, without validation and checkpoints.
         metrics_bytes: length of `metrics.jsonl`.
         scaler: how fp16 losses are scaled; empty in other precisions.
+        average: of the weights, by name, where the recipe averages; else empty.
     """
 
     recipe_toml: str
@@ -95,6 +96,7 @@ class TrainingState:
     seconds: float = 0.0
     metrics_bytes: int = 0
     scaler: dict[str, object] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
 
 
 class MetricsLog:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from engines.errors import InputError
 from engines.run_folder import RunFolder
 from faq_deploy import checkpoint
+from faq_deploy.averaged_weights import AveragedWeights
 from faq_deploy.checkpoint import MetricsLog, TrainingState
 from faq_deploy.interrupt import Interrupted, StopSignals
 from faq_deploy.progress import TrainingReporter
@@ -127,7 +128,7 @@ def finetune(
         _restore(net, optimizer, state, run)
         _take_over(optimizer, state, terms)
         if state.epoch == training.epochs:
-            net.eval()
+            _settle(net, training, state, before_step)
             reporter.note(f"nothing to do: all {training.epochs} epochs of {run.path} are done")
             return _result(state, nothing_to_do=True)
     ranks = ranks or one_process(device)
@@ -167,6 +168,19 @@ def _train(
         raise Interrupted(what, "continue with --resume.") from None
     finally:
         update.close()
+
+
+def _settle(
+    net: nn.Module, training: TrainingSection, state: TrainingState, before_step: Callable[[bool], None] | None
+) -> None:
+    """Leave the net as the end of its training did."""
+    if training.ema_decay > 0:
+        average = AveragedWeights(net, training.ema_decay)
+        average.load(state.average)
+        average.put_in()
+        if before_step is not None:
+            before_step(training.freeze_exponents > 0)
+    net.eval()
 
 
 def _new_state(

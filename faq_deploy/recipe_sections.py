@@ -109,6 +109,8 @@ class TrainingSection(Section):
     """what the logits are divided by in that comparison, over 0"""
     freeze_exponents: int = Field(default=0, ge=0)
     """in so many last epochs, up to all, the weights' exponents stay as they are"""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """of the moving average of weights that is validated and kept, 0 to below 1; 0: the weights of the last step"""
     freeze_batch_norm: int = Field(default=0, ge=0)
     """in so many last epochs, up to all, batch norms use their running statistics, as the engine will"""
 

@@ -64,6 +64,8 @@ class TrainingLoop:
         self.window = torch.zeros(_READ_EVERY, 2, device=self.ranks.device, dtype=torch.float64)
         self.sizes: list[int] = []  # their images, on all processes
         self.update.restore_scaler(self.state.scaler)
+        if self.update.average is not None:
+            self.update.average.load(self.state.average)
         self.saved_step = self.state.global_step
         self.saved_at = self.clock = time.perf_counter()
 
@@ -82,6 +84,7 @@ class TrainingLoop:
         while state.epoch < epochs:
             self._train_epoch(checkpoint_seconds)
             self._validate()
+        self.update.settle()
 
     def _train_epoch(self, checkpoint_seconds: float) -> None:
         state = self.state
@@ -164,17 +167,19 @@ class TrainingLoop:
 
     def _validate(self) -> None:
         state, tally = self.state, self.state.tally
-        self.net.eval()
-        self.reporter.validating()
-        self.signals.at_once = self.ranks.count == 1  # else the others would wait for this one's part of the images
         try:
-            state.last_top1 = float(self.val())
+            with self.update.evaluated(state.epoch):
+                close = self._evaluate()
+                is_best = self._is_best()
+                if is_best:
+                    state.best, state.best_epoch, state.best_top1 = (
+                        copy_of_state(self.net),
+                        state.epoch + 1,
+                        state.last_top1,
+                    )
         except KeyboardInterrupt:
-            self.signals.at_once = False
             self._save()
             raise self._interrupted() from None
-        finally:
-            self.signals.at_once = False
         summary = EpochSummary(
             number=state.epoch + 1,
             epochs=self.training.epochs,
@@ -182,15 +187,12 @@ class TrainingLoop:
             loss=tally.loss / tally.images,
             train_top1=100 * tally.right / tally.images,
             top1=state.last_top1,
-            is_best=self._is_best(),
+            is_best=is_best,
             seconds=tally.seconds,
             images_per_second=tally.images / max(tally.seconds, 1e-9),
         )
-        close = self.closeness.facts()
         self._log(summary.as_line() | close | {"exponent_flips": tally.flips + self.update.exponents.take()})
         self.update.exponents.go_on()
-        if summary.is_best:
-            state.best, state.best_epoch, state.best_top1 = copy_of_state(self.net), summary.number, summary.top1
         state.seconds += tally.seconds
         state.epoch, state.step_in_epoch, state.tally = summary.number, 0, Tally()
         self._save()
@@ -199,6 +201,16 @@ class TrainingLoop:
             self.reporter.note(warning)
         if self.ranks.agree(self.signals.requested):
             raise self._interrupted()
+
+    def _evaluate(self) -> dict[str, str | float]:
+        """Measure the net as it is; how close its weights are to their start."""
+        self.reporter.validating()
+        self.signals.at_once = self.ranks.count == 1  # else the others would wait for this one's part of the images
+        try:
+            self.state.last_top1 = float(self.val())
+        finally:
+            self.signals.at_once = False
+        return self.closeness.facts()
 
     def _is_best(self) -> bool:
         """Better than every epoch before; as good is enough against the net as it was before training."""
@@ -213,6 +225,7 @@ class TrainingLoop:
         state = self.state
         state.net, state.optimizer = self.net.state_dict(), self.update.optimizer.state_dict()
         state.scaler = self.update.scaler_state()
+        state.average = {} if self.update.average is None else self.update.average.state()
         state.tally.flips += self.update.exponents.take()
         self.ranks.first_does(self._write)
         self.saved_step = state.global_step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -9,6 +10,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor, nn
 
+from faq_deploy.averaged_weights import AveragedWeights
 from faq_deploy.batch_statistics import freeze_statistics
 from faq_deploy.distill import training_loss
 from faq_deploy.net import QuantizedNet
@@ -76,6 +78,8 @@ class UpdateStep:
         self.module, self.stepper = self.fabric.setup(self.net, self.optimizer)
         self.exponents = WeightExponents(self.net)
         self.overflow = OverflowWatch(self.net) if self.training.precision == "fp16" else None
+        decay = self.training.ema_decay
+        self.average = AveragedWeights(self.net, decay) if decay > 0 else None
         # int64 `num_batches_tracked` is the same everywhere
         self.statistics = [v for n, v in self.net.named_buffers() if n.rpartition(".")[2] in _RUNNING]
 
@@ -129,6 +133,39 @@ class UpdateStep:
         """
         self.stepper.step()
         self.ranks.mean_(self.statistics)
+        if self.average is not None:
+            self.average.add()
+
+    @contextlib.contextmanager
+    def evaluated(self, epoch: int) -> Iterator[None]:
+        """Put the net into eval mode: with the averaged weights, where the recipe averages, and exponents of theirs.
+
+        Args:
+            epoch: that was trained, from 0.
+        """
+        if self.average is None:
+            self.net.eval()
+            yield
+            return
+        self.average.put_in()
+        try:
+            self._evaluate_average(epoch)
+            yield
+        finally:
+            self.average.take_out()
+
+    def settle(self) -> None:
+        """Leave the net in eval mode with the weights that the training gives."""
+        if self.average is None:
+            self.net.eval()
+            return
+        self.average.put_in()
+        self._evaluate_average(self.training.epochs - 1)
+
+    def _evaluate_average(self, epoch: int) -> None:
+        if self.before_step is not None:
+            self.before_step(epoch >= self.training.epochs - self.training.freeze_exponents)
+        self.net.eval()
 
     def overflowed(self) -> str | None:
         """The layer whose output passed the range of fp16 since the last call, if any; waits for the device."""

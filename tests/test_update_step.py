@@ -221,7 +221,15 @@ class Colours(Batches):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"freeze_exponents": 1}, {"freeze_batch_norm": 1}],
+    [
+        {},
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"freeze_exponents": 1},
+        {"freeze_batch_norm": 1},
+        {"ema_decay": 0.9},
+        {"ema_decay": 0.9, "freeze_exponents": 1},
+    ],
 )
 def test_a_quantized_training_resumes_to_the_same_weights_exponents_and_log(
     tmp_path: Path, changes: dict[str, object]
