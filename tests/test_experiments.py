@@ -115,7 +115,8 @@ def test_a_failure_names_its_log_and_the_others_go_on(
 
 
 def test_names_and_groups_choose_experiments() -> None:
-    assert [e.name for e in chosen(("8bit", "float", "8bit-fold"))] == ["8bit-fold", "8bit-paper", "float"]
+    eight = ["8bit-fold-1e-4", "8bit-paper-1e-4", "8bit-fold", "8bit-paper"]
+    assert [e.name for e in chosen(("8bit", "float", "8bit-fold"))] == [*eight, "float"]
     with pytest.raises(KeyError, match="9bit; there are"):
         chosen(("9bit",))
 
@@ -130,7 +131,7 @@ def test_the_grid_has_all_eight_readings() -> None:
 def test_every_command_is_one_that_the_command_line_takes() -> None:
     decays = Counter(recipe_of(e, seed).training.weight_decay for e in EXPERIMENTS for seed in e.seeds)
     assert decays == {5e-4: sum(len(e.seeds) for e in EXPERIMENTS) - 1, 2.5e-4: 1}
-    claims = {e.name: recipe_of(e, 2) for e in EXPERIMENTS if e.group in ("8bit", "4bit")}
+    claims = {e.name: recipe_of(e, 2) for e in EXPERIMENTS if e.group in ("8bit", "4bit") and 2 in e.seeds}
     assert {name: (r.bits, r.target, r.training.seed) for name, r in claims.items()} == {
         "8bit-fold": (8, "tensorrt", 2),
         "8bit-paper": (8, "paper", 2),
