@@ -41,11 +41,13 @@ class Limits:
         max_drop: points of top-1 that the engine may lose against the oracle.
         max_flips: images whose top-1 may differ.
         allow_skip: pass although the engine can't run here.
+        min_top1: percent that the oracle must reach on the images; None for no such gate.
     """
 
     max_drop: float = 0.1
     max_flips: int = 0
     allow_skip: bool = False
+    min_top1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,9 @@ def evaluate_bundle(
     for name, pieces in logits.items():
         whole = np.concatenate(pieces)
         scores.append(EngineScore(name, accuracy(whole, truth), compare_logits(whole, wanted), dependent[name]))
-    broken = (*_flipped("The integer reference", score.logits, limits), *_broken(scores, top1, limits))
+    wrong = limits.min_top1 is not None and (top1 is None or top1 < limits.min_top1 - 1e-9)
+    low = (f"top-1 is {top1:.2f} %, the limit is {limits.min_top1:g} %.",) if wrong else ()
+    broken = (*low, *_flipped("The integer reference", score.logits, limits), *_broken(scores, top1, limits))
     is_skipped = bool(skipped) and not limits.allow_skip
     return BundleReport(
         bundle=str(bundle),

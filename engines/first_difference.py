@@ -15,7 +15,7 @@ from engines.parity import IntArray, compare_codes, logits_of_bits
 from engines.qdq_graph import QdqGraph
 from engines.runner import CodeRunner, FloatArray
 
-__all__ = ["LOGITS", "Difference", "changed_constant", "earlier", "first_difference", "layer_before"]
+__all__ = ["LOGITS", "Difference", "changed_constant", "earlier", "first_difference", "layer_before", "layer_reading"]
 
 LOGITS: Final = "logits"
 
@@ -99,7 +99,7 @@ def changed_constant(bundle: OpenedBundle) -> Difference | None:
     for node in bundle.graph.nodes:
         for name in node.input:
             if name in changed:
-                layer = _reader(bundle.graph, node)
+                layer = layer_reading(bundle.graph, node)
                 return Difference(name, layer, bundle.modules.get(layer, ""))
     if changed:  # nothing reads it: it is of no layer
         return Difference(min(changed), min(changed))
@@ -132,6 +132,21 @@ def layer_before(graph: QdqGraph, tensor: str) -> str:
     return first or tensor
 
 
+def layer_reading(graph: QdqGraph, node: onnx.NodeProto) -> str:
+    """The layer that a constant goes to: past its dequantizer.
+
+    Args:
+        graph: of the file.
+        node: that reads the constant.
+
+    Returns:
+        The layer's name. A graph has no cycles, so this ends.
+    """
+    while node.op_type in _NO_LAYER and graph.consumers.get(node.output[0]):
+        node = graph.consumers[node.output[0]][0]
+    return str(node.name)
+
+
 def _located(bundle: OpenedBundle, tensor: str, image: int, codes: IntArray | None) -> Difference:
     """The difference with its layer and, where image 0 is at hand, its size there."""
     layer = layer_before(bundle.graph, bundle.graph.logits_name if tensor == LOGITS else tensor)
@@ -149,10 +164,3 @@ def _located(bundle: OpenedBundle, tensor: str, image: int, codes: IntArray | No
 
 def _codes_of_first(expected: Expected, tensor: str) -> IntArray:
     return expected.first_codes[tensor].astype(np.int64)[np.newaxis]
-
-
-def _reader(graph: QdqGraph, node: onnx.NodeProto) -> str:
-    """The layer that a weight goes to: past its dequantizer. A graph has no cycles, so this ends."""
-    while node.op_type in _NO_LAYER and graph.consumers.get(node.output[0]):
-        node = graph.consumers[node.output[0]][0]
-    return str(node.name)

@@ -117,6 +117,8 @@ def evaluate(run: Path | None, bundle: Path, options: Mapping[str, Any], *, as_j
         raise InputError(f"{run} and {bundle} can't be judged at once.", "give a run, or --bundle FILE.")
     if options["max_float_drop"] is not None:
         raise InputError("--max-float-drop needs the float net, which a bundle does not hold.", "leave it out.")
+    if options["max_fall"] is not None:
+        raise InputError("--max-fall needs what quantize measured, which a bundle does not hold.", "try --min-top1.")
     engines = tuple(options["engines"])
     unknown = [name for name in engines if name not in get_args(RuntimeName)]
     if unknown:
@@ -125,7 +127,7 @@ def evaluate(run: Path | None, bundle: Path, options: Mapping[str, Any], *, as_j
             f"name a runtime: {', '.join(get_args(RuntimeName))}.",
         )
     data = None if options["data"] is None else Path(options["data"])
-    limits = Limits(options["max_drop"], options["max_flips"], options["allow_skip"])
+    limits = Limits(options["max_drop"], options["max_flips"], options["allow_skip"], options["min_top1"])
     with _progress("images") as progress:
         task = progress.task_ids[0]
         report = evaluate_bundle(

@@ -240,6 +240,13 @@ eval_options = options(
         help="Images whose top-1 may differ from PyTorch quantized.",
     ),
     click.option("--max-float-drop", type=float, help="Points that PyTorch quantized may lose against PyTorch float."),
+    click.option("--min-top1", type=click.FloatRange(0, 100), help="Percent that PyTorch quantized must reach."),
+    click.option(
+        "--max-fall",
+        type=float,
+        help="Points that PyTorch quantized may lie under what quantize measured.",
+        show_default="what luck explains, and 5 at least",
+    ),
     click.option("--allow-skip", is_flag=True, help="Pass although no engine was built, or one can't run here."),
     click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images a batch."),
     click.option(

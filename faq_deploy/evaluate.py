@@ -17,9 +17,11 @@ from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
 from engines.run_folder import RunFolder
 from faq_deploy import __version__
+from faq_deploy.blame import Inquiry, find_blame, told
 from faq_deploy.certificate import certificate
 from faq_deploy.checkpoint import METRICS
 from faq_deploy.engine_stages import engine_stages
+from faq_deploy.evidence_gates import check_file, code_gates, fall_gate, file_gates
 from faq_deploy.gate import Limits, judge
 from faq_deploy.report_model import Epoch, Layer, Report
 from faq_deploy.run_data import DataFacts, data_of_run, preprocessing_in_words
@@ -40,6 +42,7 @@ class EvalOptions:
         reference_images: images that the NumPy integer reference runs (about a second each at ResNet-18's size).
         engines: names under `engines/` to run; None takes all.
         limits: the gates.
+        max_fall: points of top-1 that PyTorch quantized may lie under what `quantize` measured; None: luck's share.
         on_bad: what to do about an image that can't be read.
     """
 
@@ -48,6 +51,7 @@ class EvalOptions:
     reference_images: int = 64
     engines: Sequence[str] | None = None
     limits: Limits = field(default_factory=Limits)
+    max_fall: float | None = None
     on_bad: OnBad = "error"
 
 
@@ -101,6 +105,7 @@ def evaluate(
     quantized = Tally("PyTorch quantized", "quantized", TorchRunner(loaded.quantized, quantized=True))
     floating = Tally("PyTorch float", "float", TorchRunner(loaded.floating, quantized=False))
     path = loaded.onnx_path
+    check = check_file(loaded.quantized, path)
     others = [
         Tally("integer reference (NumPy)", "reference", ReferenceRunner(path), limit=options.reference_images),
         Tally("onnxruntime, optimizations off", "onnxruntime", OrtRunner(path, oracle=True)),
@@ -121,7 +126,14 @@ def evaluate(
     if not quantized.images:
         raise InputError(f"No image of {images.name} can be read.", "give a data folder with images.")
     stages = [t.stage() for t in (floating, quantized, *others)]
-    gates, verdict = judge(stages, options.limits)
+    row = stages[1]
+    fall = fall_gate(loaded.run, row, options.max_fall)
+    certain = [*file_gates(check), *code_gates(loaded.quantized, stages), *([fall] if fall else [])]
+    gates, verdict = judge(stages, options.limits, certain)
+    inquiry = Inquiry(loaded.run, loaded.quantized, check, images, bad, others, row)
+    blame, found = find_blame(inquiry, gates)
+    if found:
+        gates, verdict = judge(stages, options.limits, [*certain, *found])
     curve, lost = _curve(loaded.run)
     facts = loaded.quantized.facts
     verdict = verdict.model_copy(update={"sentences": [*verdict.sentences, *_about(facts, curve, in_float)]})
@@ -136,7 +148,8 @@ def evaluate(
         images=quantized.images,
         recipe=_flat(json.loads(loaded.quantized.recipe.model_dump_json())),
         verdict=verdict,
-        gates=gates,
+        gates=told(gates, blame),
+        blame=blame,
         stages=stages,
         layers=_layers(loaded.quantized),
         training=curve,

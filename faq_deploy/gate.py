@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from faq_deploy.report_model import Gate, Stage, Verdict
 
-__all__ = ["Limits", "judge"]
+__all__ = ["TOP1", "Limits", "judge"]
+
+TOP1: Final = "top-1"
 
 
 @dataclass(frozen=True)
@@ -18,28 +21,31 @@ class Limits:
         max_drop: points of top-1 that a stage may lose against PyTorch quantized.
         max_flips: images whose top-1 may differ from PyTorch quantized.
         max_float_drop: points that PyTorch quantized may lose against PyTorch float; None for no such gate.
+        min_top1: percent that PyTorch quantized must reach; None for no such gate.
         allow_skip: whether engines may be left out: none was built, or one can't run here.
     """
 
     max_drop: float = 0.1
     max_flips: int = 0
     max_float_drop: float | None = None
+    min_top1: float | None = None
     allow_skip: bool = False
 
 
-def judge(stages: Sequence[Stage], limits: Limits) -> tuple[list[Gate], Verdict]:
+def judge(stages: Sequence[Stage], limits: Limits, certain: Sequence[Gate] = ()) -> tuple[list[Gate], Verdict]:
     """Gates and verdict of an evaluation.
 
     Args:
         stages: float first, then quantized, then what was built from it.
         limits: see `Limits`.
+        certain: gates that were judged elsewhere, on what needs no statistics.
 
     Returns:
         Every gate, and exit code 0 (all kept), 1 (one broken) or 3 (all kept, but no engine was built or a wanted one
         was skipped).
     """
     quantized = next(s for s in stages if s.kind == "quantized")
-    gates: list[Gate] = []
+    gates: list[Gate] = list(certain)
     for stage in stages:
         if stage.kind in {"float", "quantized"} or stage.skipped is not None:
             continue
@@ -54,6 +60,16 @@ def judge(stages: Sequence[Stage], limits: Limits) -> tuple[list[Gate], Verdict]
                 value=drop,
                 passed=drop is not None and drop <= limits.max_float_drop + 1e-9,
                 detail="points of top-1, PyTorch float minus PyTorch quantized",
+            )
+        )
+    if limits.min_top1 is not None:
+        gates.append(
+            Gate(
+                name=TOP1,
+                limit=limits.min_top1,
+                value=quantized.top1,
+                passed=quantized.top1 is not None and quantized.top1 >= limits.min_top1 - 1e-9,
+                detail="percent of PyTorch quantized, at least",
             )
         )
     return gates, _verdict(gates, stages, limits)

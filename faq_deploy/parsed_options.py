@@ -97,13 +97,14 @@ def eval_options(options: dict[str, Any]) -> tuple[EvalOptions, str | None]:
     Raises:
         InputError: a limit is NaN or infinite.
     """
-    for name in ("max_drop", "max_float_drop"):
+    for name in ("max_drop", "max_float_drop", "max_fall"):
         if options[name] is not None and not math.isfinite(options[name]):
             raise InputError(f"--{name.replace('_', '-')} {options[name]} is no limit.", "give a number of points.")
     limits = Limits(
         max_drop=options["max_drop"],
         max_flips=options["max_flips"],
         max_float_drop=options["max_float_drop"],
+        min_top1=options["min_top1"],
         allow_skip=options["allow_skip"],
     )
     wanted = EvalOptions(
@@ -112,6 +113,7 @@ def eval_options(options: dict[str, Any]) -> tuple[EvalOptions, str | None]:
         reference_images=options["reference_images"],
         engines=options["engines"] or None,
         limits=limits,
+        max_fall=options["max_fall"],
         on_bad=options["on_bad_image"],
     )
     return wanted, options["data"]

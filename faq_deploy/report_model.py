@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from engines.plan_model import EnginePlan
 
-__all__ = ["Engine", "Epoch", "Gate", "Layer", "Report", "Stage", "Verdict", "headline"]
+__all__ = ["Blame", "Engine", "Epoch", "Gate", "Layer", "Report", "Stage", "Verdict", "headline"]
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -64,6 +64,36 @@ class Gate(_Part):
         if self.passed and self.value is None:
             raise ValueError(f"gate {self.name!r} can't have passed: nothing was measured")
         return self
+
+
+class Blame(_Part):
+    """Where an evaluation goes wrong first, and why, most likely.
+
+    Args:
+        stage: the first one that leaves PyTorch quantized; `all stages` where they agree and the images don't fit.
+        cause: name of the likely cause, as in docs/blame.md.
+        sentences: where it begins, the likely cause, and what to do.
+        layer: the ONNX node whose codes differ first; empty where codes don't tell.
+        module: that layer's path in the user's model, where it is known.
+        tensor: the codes that differ first.
+        image: the image that shows it.
+        differing: codes of that tensor that differ for this image.
+        compared: how many it has.
+        largest: the largest difference, in codes.
+        channel: where that is.
+    """
+
+    stage: str
+    cause: str
+    sentences: list[str]
+    layer: str = ""
+    module: str = ""
+    tensor: str = ""
+    image: str = ""
+    differing: Count | None = None
+    compared: Count | None = None
+    largest: Count | None = None
+    channel: Count | None = None
 
 
 class Stage(_Part):
@@ -192,6 +222,7 @@ class Report(_Part):
         recipe: the resolved recipe, flat, JSON values: `training.lr` -> 0.0001.
         verdict: passed or not, and why.
         gates: the rules.
+        blame: where it goes wrong first; None where nothing differs.
         stages: float first, then quantized, then what was built from it.
         layers: the grids, in the order of the graph.
         training: empty if the run was calibrated only.
@@ -212,6 +243,7 @@ class Report(_Part):
     recipe: dict[str, object] = {}
     verdict: Verdict
     gates: list[Gate] = []
+    blame: Blame | None = None
     stages: list[Stage]
     layers: list[Layer] = []
     training: list[Epoch] = []

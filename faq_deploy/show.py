@@ -116,6 +116,9 @@ def evaluated(run: Path, report: Report, *, as_json: bool) -> None:
     if as_json:
         print(report.model_dump_json(indent=2))
         return
+    if report.blame is not None and not report.verdict.passed:
+        for sentence in report.blame.sentences:
+            _print(sentence)
     table = Table(box=None, pad_edge=False)
     names = ("stage", "images", "top-1", "top-5", "flips", "codes that differ", "logit difference", "images/s")
     for name in names:
@@ -127,7 +130,7 @@ def evaluated(run: Path, report: Report, *, as_json: bool) -> None:
             table.add_row(f"engine {engine.name}", engine.status, *[""] * 6)
     _print(f"{report.data}; preprocessing: {report.preprocessing}")
     _print(table)
-    _warn(report.warnings)
+    _warn([*report.warnings, *(report.blame.sentences[:2] if report.blame and report.verdict.passed else ())])
     _print(headline(report))
     word = "PASSED" if report.verdict.passed else f"NOT PASSED (exit code {report.verdict.exit_code})"
     first, *others = [f"{word}.", *report.verdict.sentences]

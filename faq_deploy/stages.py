@@ -18,7 +18,7 @@ from faq_deploy.agreement import CodeCount, images_at_once, torch_codes
 from faq_deploy.report_model import Stage
 from faq_deploy.stored_net import StoredNet
 
-__all__ = ["StageKind", "Tally", "TorchRunner", "compare_codes", "is_code_runner"]
+__all__ = ["Example", "StageKind", "Tally", "TorchRunner", "compare_codes", "is_code_runner"]
 
 IntArray = npt.NDArray[np.int64]
 _IMAGES_IN_BATCHES: Final = 4
@@ -49,6 +49,21 @@ class TorchRunner:
         del self._net
 
 
+@dataclass(frozen=True)
+class Example:
+    """An image that a stage answers otherwise than PyTorch quantized.
+
+    Attributes:
+        position: among the images that were run.
+        image: float32, shape (1, C, H, W).
+        flipped: whether its top-1 is another one.
+    """
+
+    position: int
+    image: FloatArray
+    flipped: bool
+
+
 def is_code_runner(runner: Runner) -> bool:
     """Whether a runner can show its codes."""
     return hasattr(runner, "codes")
@@ -75,6 +90,8 @@ class Tally:
     batch_dependence: BatchDependence | None = None
     batches_tried: bool = False
     batches_judged: bool = False  # a difference breaks a gate
+    example: Example | None = None  # that differs; one with another top-1, if there is one
+    coded: int = 0  # images whose codes were compared
 
     def run(self, images: FloatArray, labels: IntArray, wanted: FloatArray | None) -> FloatArray:
         """Run a batch (cut to the limit) and count.
@@ -104,6 +121,8 @@ class Tally:
             close = compare_logits(wanted[:count], logits)
             self.flips += close.flips
             self.largest = max(self.largest, close.largest_difference)
+            if not close.equal:
+                self._keep(images[:count], logits, wanted[:count])
         return logits
 
     def compare_codes(self, images: FloatArray, wanted: Mapping[str, IntArray]) -> None:
@@ -111,7 +130,20 @@ class Tally:
         if self.runner is None or not is_code_runner(self.runner):
             return
         runner: CodeRunner = self.runner  # type: ignore[assignment]
-        self.codes.add(wanted, runner.codes(images))
+        found, before = runner.codes(images), self.codes.differing
+        self.codes.add(wanted, found)
+        if self.codes.differing > before and self.example is None:
+            row = next(i for i in range(len(images)) if _differ(wanted, found, i))
+            self.example = Example(self.coded + row, images[row : row + 1].copy(), flipped=False)
+        self.coded += len(images)
+
+    def _keep(self, images: FloatArray, logits: FloatArray, wanted: FloatArray) -> None:
+        """Remember an image that shows a difference."""
+        flipped = top1(logits) != top1(wanted)
+        if self.example is None or (flipped.any() and not self.example.flipped):
+            row = int(flipped.argmax() if flipped.any() else (logits != wanted).any(axis=1).argmax())
+            position = self.images - len(images) + row
+            self.example = Example(position, images[row : row + 1].copy(), bool(flipped.any()))
 
     def try_batches(self, images: FloatArray, *, judged: bool = True) -> None:
         """See, on a few images, whether an image's logits depend on the batch that it comes in.
@@ -144,6 +176,10 @@ class Tally:
             images_per_second=self.images / self.seconds if self.seconds else None,
             batch_dependent_logits=_dependent(self.batch_dependence) if self.batches_judged else None,
         )
+
+
+def _differ(wanted: Mapping[str, IntArray], found: Mapping[str, IntArray], row: int) -> bool:
+    return any((codes[row].ravel() != found[name][row].ravel()).any() for name, codes in wanted.items())
 
 
 def _dependent(found: BatchDependence | None) -> int:
