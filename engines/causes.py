@@ -38,7 +38,6 @@ class Evidence:
         runtime: of the stage: `reference`, `oracle`, or an engine's runtime.
         first: the first tensor whose codes differ on the failing image; None where only logits do.
         file_changes: sentences, one a constant of model.onnx that is not the net's.
-        file_agrees: the integer reference of the file gives the net's codes on this image; None where it was not asked.
         engine_changes: sentences, one a constant of the engine's own file that is not that of model.onnx.
         fresh_agrees: an engine built now from the file gives the net's codes; None where none was built.
         saturates: whether 8-bit kernels here overflow (see `kernels_saturate`).
@@ -51,7 +50,6 @@ class Evidence:
     runtime: str
     first: Divergence | None = None
     file_changes: Sequence[str] = ()
-    file_agrees: bool | None = None
     engine_changes: Sequence[str] = ()
     fresh_agrees: bool | None = None
     saturates: bool = False

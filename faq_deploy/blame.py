@@ -25,6 +25,14 @@ __all__ = ["ALL_STAGES", "Inquiry", "find_blame", "told"]
 ALL_STAGES = "all stages"
 _CHANCE = 1.2  # times what guessing gives: no more than luck
 _ENOUGH = 95.0  # percent of the wanted top-1: a swap that reaches it is the one
+# gates on what an engine is, or how fast: no answer is wrong
+_NOT_ANSWERS = {"engine bytes", "INT8 share", "latency ratio", "required runtime", "bytes growth", "latency growth"}
+# gates on PyTorch quantized against nets whose images are prepared in the same way, and what breaks them
+_AGAINST = {
+    "drop of quantization": "quantization",
+    "largest drop of a class": "quantization",
+    "regression": "other weights",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def find_blame(asked: Inquiry, gates: Sequence[Gate]) -> tuple[Blame | None, lis
     Returns:
         The blame, None where nothing is wrong; and a gate on the preprocessing where that was tried.
     """
-    broken = [gate for gate in gates if not gate.passed]
+    broken = [gate for gate in gates if not gate.passed and _on_answers(gate)]
     if not broken and any(node.is_float for node in asked.stored.net.graph):
         return None, []  # nobody promises the same codes in float
     differing = next((t for t in asked.tallies if t.example is not None), None)
@@ -77,12 +85,14 @@ def find_blame(asked: Inquiry, gates: Sequence[Gate]) -> tuple[Blame | None, lis
 
 
 def told(gates: Sequence[Gate], blame: Blame | None) -> list[Gate]:
-    """The gates, each broken one with the blame in its detail: what a CI system shows beside a failed test."""
+    """The gates, each broken one on answers with the blame in its detail: what CI shows beside a failed test."""
     if blame is None:
         return list(gates)
     said = " ".join(blame.sentences)
     return [
-        gate if gate.passed else gate.model_copy(update={"detail": f"{gate.detail}. {said}".lstrip(". ")})
+        gate
+        if gate.passed or not _on_answers(gate)
+        else gate.model_copy(update={"detail": f"{gate.detail}. {said}".lstrip(". ")})
         for gate in gates
     ]
 
@@ -181,16 +191,37 @@ def _of_images(asked: Inquiry, broken: Sequence[Gate]) -> tuple[Blame | None, li
         return _swapped("preprocessing", trial.swap.says, trial.swap.remedy, trial, tried)
     if not broken:
         return None, []
+    return _of_the_net(asked, broken), []
+
+
+def _of_the_net(asked: Inquiry, broken: Sequence[Gate]) -> Blame:
+    """No swap restores top-1: then the weights are to blame, or the images themselves."""
+    causes = {_AGAINST.get(gate.name, "other images") for gate in broken}
+    cause = "other images" if "other images" in causes else min(causes)
+    likely, note = {
+        "quantization": (
+            "quantization itself: the float net is better on the same images, prepared in the same way.",
+            "train for more epochs or at more bits; `faq-deploy analyze` shows the layers that lose most.",
+        ),
+        "other weights": (
+            "other weights, or another recipe, than the baseline's: it was better, and no stage adds an error.",
+            "compare the recipes and the top-1 that quantize printed for both.",
+        ),
+        "other images": (
+            "the images themselves, or weights that were never right on such: no swap of colours, mean and std, size "
+            "or class order restores top-1.",
+            "look at the images of the classes that lost most, and at the top-1 that quantize printed.",
+        ),
+    }[cause]
     return Blame(
         stage=ALL_STAGES,
-        cause="other images",
+        cause=cause,
         sentences=[
             f"All stages agree, and are right on {asked.quantized.top1:.2f} % of the images.",
-            "Likely cause: the images themselves, or weights that were never right on such: no swap of colours, mean "
-            "and std, size or class order restores top-1.",
-            "Note: look at the images of the classes that lost most, and at the top-1 that quantize printed.",
+            f"Likely cause: {likely}",
+            f"Note: {note}",
         ],
-    ), []
+    )
 
 
 def _swapped(cause: str, says: str, remedy: str, found: object, tried: str) -> tuple[Blame, list[Gate]]:
@@ -214,6 +245,10 @@ def _restores(before: float, after: float, recorded: float) -> bool:
     """Whether a swap gives back half of what was lost, or, where nothing better was ever measured, halves the error."""
     wanted = recorded if recorded > before + 1 else 100.0
     return after - before >= (wanted - before) / 2
+
+
+def _on_answers(gate: Gate) -> bool:
+    return gate.name.split(":")[0] not in _NOT_ANSWERS
 
 
 def _on_accuracy(gate: Gate) -> bool:

@@ -166,7 +166,7 @@ def test_pictures_of_any_mode_give_a_colour_net_the_colours_they_show(call: Call
     assert top1(run) == top1(run, "PyTorch quantized") == 100.0
 
 
-def test_numbered_class_folders_are_taken_in_the_order_asked_for_and_never_silently(
+def test_c08_numbered_class_folders_are_taken_in_the_order_asked_for_and_never_silently(
     call: Call, nets: Path, tmp_path: Path
 ) -> None:
     data = colour_folder(tmp_path / "data", [str(i) for i in range(12)])
