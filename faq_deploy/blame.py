@@ -10,6 +10,7 @@ import numpy as np
 from engines.causes import likely_cause
 from engines.image_batches import BadImages, batches
 from engines.images import ImageSet
+from engines.ort import OrtRunner
 from engines.parity import top1
 from engines.run_folder import RunFolder
 from engines.swaps import restoring_swap, spread
@@ -17,7 +18,7 @@ from faq_deploy.class_order import other_class_order
 from faq_deploy.evidence_gates import FALL, FileCheck
 from faq_deploy.first_layer import FirstLayer, walk
 from faq_deploy.report_model import Blame, Gate, Stage
-from faq_deploy.stages import Tally, TorchRunner
+from faq_deploy.stages import Tally
 from faq_deploy.stored_net import StoredNet
 
 __all__ = ["ALL_STAGES", "Inquiry", "find_blame", "told"]
@@ -169,7 +170,8 @@ def _place(stage: str, found: FirstLayer, image: str) -> str:
 
 def _of_images(asked: Inquiry, broken: Sequence[Gate]) -> tuple[Blame | None, list[Gate]]:
     """All stages agree, and top-1 is too low: try what is often wrong with images and classes."""
-    runner, classes = TorchRunner(asked.stored, quantized=True), asked.images.classes
+    # all stages agree: this one needs the least time of those that can run everywhere
+    runner, classes = OrtRunner(asked.run / "model.onnx", oracle=True), asked.images.classes
     recorded = asked.run.manifest().steps["quantize"].facts.get("top1")
     recorded = float(recorded) if isinstance(recorded, int | float) else 0.0
     goal = _ENOUGH / 100 * recorded if recorded else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -20,24 +20,31 @@ from tests.nets import Small, with_statistics
 from tests.quantized import images, make_recipe, quantized_net
 
 
+@dataclass(frozen=True)
+class Made:
+    """A run of a net that knows nothing, its net, and the check of its file."""
+
+    run: RunFolder
+    stored: StoredNet
+    check: FileCheck
+
+
 @pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoredNet, FileCheck]:
-    """A net that knows nothing, and its file."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     stored = quantized_net(with_statistics(Small()), make_recipe())
-    path = tmp_path_factory.mktemp("net") / "model.onnx"
-    export_onnx(stored, path, images(2).numpy(), versions={}, checkpoint_sha256="")
-    return stored, check_file(stored, path)
+    run = RunFolder(tmp_path_factory.mktemp("run"))
+    export_onnx(stored, run / "model.onnx", images(2).numpy(), versions={}, checkpoint_sha256="")
+    run.record("quantize", version="1", facts={"top1": 60.0})
+    return Made(run, stored, check_file(stored, run / "model.onnx"))
 
 
-def inquiry(net: tuple[StoredNet, FileCheck], folder: Path, top1: float = 60.0) -> Inquiry:
+def inquiry(made: Made, top1: float = 60.0) -> Inquiry:
     """All stages agree on noise."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 16, 16, 3)).astype(np.uint8)
     noise = ArrayImages(pixels, rng.integers(0, 5, 40), "abcde", Preprocessing(resize=None, crop=None))
-    run = RunFolder(folder)
-    run.record("quantize", version="1", facts={"top1": 60.0})
     row = Stage(name="PyTorch quantized", kind="quantized", images=40, top1=top1)
-    return Inquiry(run, net[0], net[1], noise, BadImages(), [], row)
+    return Inquiry(made.run, made.stored, made.check, noise, BadImages(), [], row)
 
 
 def gate(name: str, *, passed: bool = False) -> Gate:
@@ -56,11 +63,9 @@ def gate(name: str, *, passed: bool = False) -> Gate:
         (["top-1"], "other images"),
     ],
 )
-def test_each_gate_that_breaks_alone_has_its_cause(
-    net: tuple[StoredNet, FileCheck], tmp_path: Path, names: list[str], cause: str | None
-) -> None:
+def test_each_gate_that_breaks_alone_has_its_cause(made: Made, names: list[str], cause: str | None) -> None:
     gates = [gate("flips: engine", passed=True), *map(gate, names)]
-    blame, more = find_blame(inquiry(net, tmp_path), gates)
+    blame, more = find_blame(inquiry(made), gates)
     assert more == []
     assert (None if blame is None else blame.cause) == cause
     if blame is not None:
@@ -69,10 +74,8 @@ def test_each_gate_that_breaks_alone_has_its_cause(
         assert [sentence.split(":")[0] for sentence in blame.sentences[1:]] == ["Likely cause", "Note"]
 
 
-def test_a_net_near_chance_is_asked_about_without_a_broken_gate_and_not_blamed_for_nothing(
-    net: tuple[StoredNet, FileCheck], tmp_path: Path
-) -> None:
-    assert find_blame(inquiry(net, tmp_path, top1=20.0), []) == (None, [])
+def test_a_net_near_chance_is_asked_about_without_a_broken_gate_and_not_blamed_for_nothing(made: Made) -> None:
+    assert find_blame(inquiry(made, top1=20.0), []) == (None, [])
 
 
 def test_only_broken_gates_on_answers_are_told_the_cause() -> None:

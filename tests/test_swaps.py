@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engines.images import ImageSet
+from engines.images import ArrayImages, ImageSet
 from engines.preprocess import Preprocessing, normalize
 from engines.runner import FloatArray
 from engines.swaps import is_gain, restoring_swap, spread, swaps
@@ -63,6 +63,23 @@ def test_no_swap_is_tried_twice() -> None:
     found = [(swap.says, swap.spec) for swap in swaps(SPEC)]
     assert len({says for says, _ in found}) == len(found)
     assert all(spec != SPEC or says.startswith(("the images are BGR", "the pixels are inv")) for says, spec in found)
+
+
+def test_a_swap_that_gains_nothing_is_tried_on_a_quarter_of_the_images() -> None:
+    class Counting(Nearest):
+        seen = 0
+
+        def __call__(self, batch: FloatArray) -> FloatArray:
+            self.seen += len(batch)
+            return super().__call__(batch)
+
+    rng, spec = np.random.default_rng(0), SPEC.model_copy(update={"crop": None})
+    runner = Counting(spec)
+    labels = np.arange(300) % len(COLOURS)
+    pixels = np.array(list(COLOURS.values()))[labels][:, np.newaxis, np.newaxis] + rng.integers(-20, 21, (300, 4, 4, 3))
+    images = ArrayImages(pixels.clip(0, 255).astype(np.uint8), labels, list(COLOURS), spec)
+    assert restoring_swap(images, runner) is None
+    assert runner.seen == 256 + 64 * len(list(swaps(spec)))
 
 
 def bools(right: int, count: int) -> npt.NDArray[np.bool_]:
