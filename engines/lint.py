@@ -87,21 +87,25 @@ def lint_file(path: Path, target: str | None = None) -> tuple[str | None, list[F
     Raises:
         InputError: the file is missing, is not ONNX, was cut short, or its weights are; no such target.
     """
-    found = _of_unread(path, target)
+    unread = _unread(path)
+    if unread is None:
+        onnx_facts.read(path)  # says what is wrong with it
+        raise InputError(f"{path} could not be read.", "export it again.")
+    found = list(_found(target, file=_without_values(unread)))
     if found:
         return target, found
-    said = onnx_facts.read(path).target
+    said = onnx_facts.said_target(unread)
     chosen = said if target is None and said in _TARGETS else target  # another tool may mean something else by it
     return chosen, lint(load_model(path, unpack=False, any_inputs=True), chosen)
 
 
-def _of_unread(path: Path, target: str | None) -> list[Finding]:
-    """What there is to say before the weights are read."""
+def _unread(path: Path) -> onnx.ModelProto | None:
+    """The model without the weights of other files; None where it is none."""
     try:
         model = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError, OSError):
-        return []  # whoever reads it next says what is wrong
-    return list(_found(target, file=_without_values(model))) if model.graph.node else []
+        return None
+    return model if model.graph.node and model.graph.output else None
 
 
 def _without_values(model: onnx.ModelProto) -> QdqGraph:

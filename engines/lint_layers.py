@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _MATRIX_BITS: Final = 8
+_FLOAT32_ROUNDINGS: Final = 2.0**-22  # of the scale's product, and of the bias
 
 
 def bias_off_grid(graph: QdqGraph) -> Iterator[Hit]:
@@ -50,14 +51,14 @@ def bias_off_grid(graph: QdqGraph) -> Iterator[Hit]:
         if not (np.isfinite(grid) & (grid > 0)).all():
             continue  # scale-positive tells
         steps = bias / grid
-        off = np.flatnonzero(np.rint(steps) * grid != bias)
+        off = np.flatnonzero(np.abs(np.rint(steps) * grid - bias) > _rounding(grid) * np.abs(bias))
         if off.size:
             c = int(off[0])
             yield hit(
                 node,
                 f": the bias of channel {c}{_more(off)} is {steps[c]:.6g} steps of the accumulator grid "
                 f"{grid_text(float(grid[c]))}, not a whole number.",
-                "round it to a multiple of s_x * s_w, as `faq-deploy export` does.",
+                "round it to a multiple of s_x * s_w; `faq-deploy snap` does.",
             )
         large = np.flatnonzero(np.abs(steps) > np.iinfo(np.int32).max)
         if large.size:
@@ -165,6 +166,11 @@ def strided_and_dilated_conv_transpose(graph: QdqGraph) -> Iterator[Hit]:
                 " has both strides and dilations over 1, which TensorRT does not run.",
                 "use one of them, or build for onnxruntime.",
             )
+
+
+def _rounding(grid: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """How far, relatively, a bias on this grid may lie beside it: not at all, or as float32 rounds s_x x s_w."""
+    return np.where(grid.astype(np.float32) == grid, 0.0, _FLOAT32_ROUNDINGS)
 
 
 def _resamples(graph: QdqGraph, node: onnx.NodeProto) -> bool:

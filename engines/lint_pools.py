@@ -13,6 +13,7 @@ import onnx
 from engines.fixed_tensor import Refused
 from engines.lint_view import Hit, hit, scale_of, shared_scale
 from engines.qdq_graph import QdqGraph, attributes
+from engines.tensor_kinds import tensor_kinds
 from engines.windows import pool_of, pooled_sum
 
 __all__ = ["ceil_mode_over_padding", "pool_can_tie"]
@@ -110,10 +111,9 @@ def _window_counts(node: onnx.NodeProto, size: tuple[int, ...]) -> set[int]:
 
 def _image_sizes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Height and width, or whatever dimensions an image has, of the tensors whose size shape inference knows."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
     sizes = {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        dimensions = value.type.tensor_type.shape.dim
+    for name, kind in tensor_kinds(model).items():
+        dimensions = kind.tensor_type.shape.dim
         if len(dimensions) > 2:
-            sizes[value.name] = tuple(int(dimension.dim_value) for dimension in dimensions[2:])
+            sizes[name] = tuple(int(dimension.dim_value) for dimension in dimensions[2:])
     return sizes

@@ -14,9 +14,9 @@ from engines.lint_view import (
     Hit,
     grid_text,
     hit,
-    is_power_of_two,
     is_weight,
     lone_codes,
+    powers_of_two,
     quantizers,
     scale_of,
 )
@@ -73,7 +73,7 @@ def scale_power_of_two(graph: QdqGraph) -> Iterator[Hit]:
     for node in quantizers(graph):
         scale = scale_of(graph, node)
         flat = np.zeros(0) if scale is None else scale.reshape(-1)
-        odd = np.flatnonzero([bool(value > 0 and np.isfinite(value) and not is_power_of_two(value)) for value in flat])
+        odd = np.flatnonzero((flat > 0) & np.isfinite(flat) & ~powers_of_two(flat))
         if not odd.size:
             continue
         text = grid_text(float(flat[odd[0]]))
@@ -81,7 +81,7 @@ def scale_power_of_two(graph: QdqGraph) -> Iterator[Hit]:
         yield hit(
             node,
             f": the scale{_of_channel(flat.size, odd)} is {text}: {kind}.",
-            "exact on every engine only where sums stay below 2^24; `fold` gives pure powers of two.",
+            "exact on every engine only where sums stay below 2^24; `fold` and `snap` give pure powers of two.",
         )
 
 
@@ -118,7 +118,7 @@ def nonzero_zero_point(graph: QdqGraph) -> Iterator[Hit]:
             yield hit(
                 node,
                 f": the zero point is {int(point.reshape(-1)[bad[0]])}; TensorRT takes 0 only.",
-                "export with --target tensorrt.",
+                "export with --target tensorrt; a file of another tool goes through `faq-deploy snap`.",
             )
 
 
@@ -130,15 +130,22 @@ def unsigned_codes(graph: QdqGraph) -> Iterator[Hit]:
             yield hit(
                 node,
                 " works on uint8 codes, which TensorRT refuses or reads as int8.",
-                "export with --target tensorrt: int8 codes 0..127 behind a ReLU.",
+                "export with --target tensorrt: int8 codes 0..127 behind a ReLU; `faq-deploy snap` moves other files.",
             )
 
 
 def clip_on_codes(graph: QdqGraph) -> Iterator[Hit]:
     """TensorRT's Clip takes floats only (F6)."""
     for node in graph.nodes:
-        source = graph.producer.get(node.input[0]) if node.op_type == "Clip" else None
-        if source is not None and source.op_type == "QuantizeLinear":
+        if not _clips_codes(graph, node):
+            continue
+        if node.input[0] in graph.constants:
+            yield hit(
+                node,
+                " clips the codes of a constant; TensorRT's Clip takes floats only.",
+                "clip the constant itself; `faq-deploy lint --fix` does.",
+            )
+        else:
             yield hit(
                 node,
                 " stands between Q and DQ; TensorRT's Clip takes floats only.",
@@ -150,7 +157,7 @@ def misplaced_float_clip(graph: QdqGraph) -> Iterator[Hit]:
     """A tensor that fills int8 is clipped by its type; a Clip there only breaks fusion (S6). ReLU6 needs one."""
     for node in graph.nodes:
         source = graph.producer.get(node.input[0])
-        if node.op_type != "Clip" or (source is not None and source.op_type == "QuantizeLinear"):
+        if node.op_type != "Clip" or _clips_codes(graph, node):
             continue
         if _is_function_step(graph, node):
             continue
@@ -172,6 +179,16 @@ def misplaced_float_clip(graph: QdqGraph) -> Iterator[Hit]:
                 f" clips to codes {low:g}..{high:g}, where int8 saturates by itself.",
                 "leave it out: int8 saturates at -128 and 127 by itself.",
             )
+
+
+def _clips_codes(graph: QdqGraph, node: onnx.NodeProto) -> bool:
+    """Whether a node is a Clip of integers: behind QuantizeLinear, or of a weight that is stored in codes."""
+    if node.op_type != "Clip":
+        return False
+    value, source = graph.constants.get(node.input[0]), graph.producer.get(node.input[0])
+    return (value is not None and value.dtype.kind in "iu") or (
+        source is not None and source.op_type == "QuantizeLinear"
+    )
 
 
 def _is_function_step(graph: QdqGraph, node: onnx.NodeProto) -> bool:

@@ -11,9 +11,9 @@ import onnx
 from engines.lint_chains import double_quantization, same_grid
 from engines.lint_file import needed_ir_version
 from engines.lint_pools import ceil_mode_over_padding
-from engines.lint_quantizers import explicit_zero_point, misplaced_float_clip, rank_one_scale
+from engines.lint_quantizers import clip_on_codes, explicit_zero_point, misplaced_float_clip, rank_one_scale
 from engines.lint_view import Hit
-from engines.model_edit import add_constant, inner_reads, read_names
+from engines.model_edit import add_constant, drop_orphans, inner_reads, read_names
 from engines.qdq_graph import QdqGraph, attributes, constant, read_graph
 from engines.signed_codes import signed_codes
 from engines.tensor_kinds import element_type, tensor_kinds
@@ -122,6 +122,32 @@ def remove_idle_clips(model: onnx.ModelProto) -> list[str]:
     return done
 
 
+def clip_constants(model: onnx.ModelProto) -> list[str]:
+    """A Clip of a constant's codes: the codes are stored as it would leave them."""
+    graph, before = read_graph(model), read_names(model.graph)
+    outputs = {value.name for value in model.graph.output} | inner_reads(model.graph)
+    done = []
+    for node in _hit(graph, clip_on_codes):
+        value, bounds = constant(graph, node, 0), [constant(graph, node, index) for index in (1, 2)]
+        computed = any(
+            bound is None and len(node.input) > index and node.input[index] for index, bound in enumerate(bounds, 1)
+        )
+        if value is None or computed or node.output[0] in outputs:
+            continue
+        limits = np.iinfo(value.dtype.name)
+        low, high = (limits.min if bounds[0] is None else bounds[0]), (limits.max if bounds[1] is None else bounds[1])
+        clipped = value.clip(low, high).astype(value.dtype)
+        name = add_constant(model, clipped, f"{node.input[0]}.clipped")
+        for reader in graph.consumers.get(node.output[0], ()):
+            for index, read in enumerate(reader.input):
+                if read == node.output[0]:
+                    reader.input[index] = name
+        model.graph.node.remove(node)
+        done.append(_name(node))
+    drop_orphans(model, before)
+    return done
+
+
 def count_without_pads(model: onnx.ModelProto) -> list[str]:
     """count_include_pad off, where there is no padding to count."""
     graph = read_graph(model)
@@ -143,6 +169,7 @@ REPAIRS: Final[Mapping[str, Repair]] = {
     "scalar-scale": make_scalars,
     "double-quantization": remove_double_pairs,
     "unsigned-codes": signed_codes,
+    "clip-on-codes": clip_constants,
     "transposed-weight": turned_weights,
     "float-clip": remove_idle_clips,
     "pool-ceil-mode": count_without_pads,

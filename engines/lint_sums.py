@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from engines.code_range import CodeRange, code_range
-from engines.lint_view import Hit, grids, hit, layer_bias, odd_factor, scale_of
+from engines.lint_view import Hit, grids, hit, layer_bias, odd_factor, powers_of_two, scale_of
 from engines.operators import WEIGHTED
 from engines.qdq_graph import QdqGraph, attributes, constant
 
@@ -36,7 +36,7 @@ def sum_over_24_bits(graph: QdqGraph) -> Iterator[Hit]:
             continue
         weight, s_w = rows
         reach, s_x = read
-        factors = [odd_factor(float(scale)) for scale in s_w]
+        factors = [1] * len(s_w) if powers_of_two(s_w).all() else [odd_factor(float(scale)) for scale in s_w]
         if any(factor is None or factor > _LARGEST_FACTOR for factor in factors):
             continue
         multiplier = np.array([float(factor or 1) for factor in factors]) * float(odd_factor(s_x) or 1)
@@ -58,7 +58,8 @@ def sum_over_24_bits(graph: QdqGraph) -> Iterator[Hit]:
 
 def _largest(weight: _Doubles, bias: _Doubles, reach: CodeRange) -> _Doubles:
     """Largest absolute value of any partial sum of a row's products and its bias."""
-    positive, negative = weight.clip(min=0).sum(1), -weight.clip(max=0).sum(1)
+    total, absolute = weight.sum(1), np.abs(weight).sum(1)
+    positive, negative = (absolute + total) / 2, (absolute - total) / 2  # exact: both are integers
     up = positive * reach.high - negative * reach.low + bias.clip(min=0)
     down = negative * reach.high - positive * reach.low - bias.clip(max=0)
     largest: _Doubles = np.maximum(up, down)
@@ -98,7 +99,7 @@ def _rows(graph: QdqGraph, node: onnx.NodeProto) -> tuple[_Doubles, _Doubles] | 
     axis = attributes(source).get("axis", 1)
     axis = axis + codes.ndim if isinstance(axis, int) and axis < 0 else axis
     wide, flat = codes.astype(np.float64), scale.reshape(-1)
-    if point is not None:
+    if point is not None and point.any():
         shape = [-1 if index == axis else 1 for index in range(codes.ndim)] if point.size > 1 else [1] * codes.ndim
         wide = wide - point.astype(np.float64).reshape(shape)
     rows, channel_axis = _by_channel(node, wide)

@@ -20,11 +20,11 @@ __all__ = [
     "grid_text",
     "grids",
     "hit",
-    "is_power_of_two",
     "is_weight",
     "layer_bias",
     "lone_codes",
     "odd_factor",
+    "powers_of_two",
     "quantizers",
     "scale_of",
     "shared_scale",
@@ -65,10 +65,11 @@ def quantizers(graph: QdqGraph) -> Iterator[onnx.NodeProto]:
 
 def is_weight(graph: QdqGraph, node: onnx.NodeProto) -> bool:
     """Whether a Q or DQ works on a constant (a weight or a bias) rather than on an activation."""
-    if node.input[0] in graph.constants:
-        return True
-    source = graph.producer.get(node.input[0])
-    return source is not None and source.op_type == "QuantizeLinear" and source.input[0] in graph.constants
+    name = node.input[0]
+    # Brevitas clips codes of fewer bits, and of its narrow grid, between Q and DQ
+    while (source := graph.producer.get(name)) is not None and source.op_type in ("QuantizeLinear", "Clip"):
+        name = source.input[0]
+    return name in graph.constants
 
 
 def scale_of(graph: QdqGraph, node: onnx.NodeProto) -> npt.NDArray[np.float64] | None:
@@ -161,9 +162,11 @@ def few_bits(values: npt.NDArray[np.generic], bits: int) -> bool:
     return bool((codes == np.rint(codes)).all())
 
 
-def is_power_of_two(value: float) -> bool:
-    """Whether a positive number is 2^n."""
-    return math.isfinite(value) and value > 0 and math.frexp(value)[0] == 0.5
+def powers_of_two(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which numbers are 2^n."""
+    mantissas, _ = np.frexp(values)
+    found: npt.NDArray[np.bool_] = mantissas == 0.5
+    return found
 
 
 def grid_text(value: float) -> str:

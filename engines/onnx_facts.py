@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from engines.errors import InputError
 from engines.external_data import data_files, sha256_with_data
 
-__all__ = ["OnnxFacts", "read"]
+__all__ = ["OnnxFacts", "read", "said_target"]
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,23 @@ def read(path: Path) -> OnnxFacts:
     data = data_files(model, path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     recipe = _json(metadata.get("faq_deploy.recipe"))
-    target = _json(metadata.get("faq_deploy.target"))
     bits = recipe.get("bits") if isinstance(recipe, dict) else None
     return OnnxFacts(
         path=path,
         sha256=sha256_with_data(path, data),
-        target=target if isinstance(target, str) else None,
+        target=said_target(model),
         bits=bits if isinstance(bits, int) else None,
         inputs=_inputs(model.graph),
         unsigned_node=_unsigned_node(model.graph),
         data=data,
     )
+
+
+def said_target(model: onnx.ModelProto) -> str | None:
+    """The target that a file says it was made for; None where it says none."""
+    said = next((entry.value for entry in model.metadata_props if entry.key == "faq_deploy.target"), None)
+    target = _json(said)
+    return target if isinstance(target, str) else None
 
 
 def _inputs(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
