@@ -91,6 +91,6 @@ COMMANDS: Final = """\
 
 The float net of all of them is kept as `experiments/float.pth`, since another processor would train another one:
 `mkdir -p runs/experiments/float-0 && cp experiments/float.pth runs/experiments/float-0/` repeats a row without training
-it. Each can be run as it stands, or by `python experiments/run.py --data cifar10 NAME`, which runs all seeds and keeps the
-JSON. Further seeds are `--seed 1` and so on. All start from the first one's `float.pth`.
+it. Each can be run as it stands, or by `python experiments/run.py --data cifar10 NAME`, which runs all seeds and keeps
+the JSON. Further seeds are `--seed 1` and so on. All start from the first one's `float.pth`.
 """

@@ -127,7 +127,9 @@ def without_engines(run: Path) -> None:
 
 
 def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    (found,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    assert isinstance(found, onnx.TensorProto)
+    return found
 
 
 def weight_of(model: onnx.ModelProto, layer: str) -> tuple[str, str]:
