@@ -8,11 +8,13 @@ from pathlib import Path
 import rich_click as click
 
 from faq_deploy.cli_analyze import analyze
+from faq_deploy.cli_compare import compare
 from faq_deploy.cli_edge import build_options, bundle_options, verify_options
 from faq_deploy.cli_errors import ErrorGroup
+from faq_deploy.cli_eval import eval_options
 from faq_deploy.cli_inspect import inspect_options
 from faq_deploy.cli_lint import lint
-from faq_deploy.cli_options import eval_options, float_options, json_option, training_options
+from faq_deploy.cli_options import float_options, json_option, training_options
 from faq_deploy.cli_recipes import recipes
 
 __all__ = ["main"]
@@ -166,7 +168,7 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
     Examples:
       faq-deploy eval runs/r18
       faq-deploy eval runs/r18 --max-float-drop 0.5 --allow-skip
-      faq-deploy eval runs/r18 --engine onnxruntime
+      faq-deploy eval runs/r18 --engine onnxruntime --junit junit.xml
       faq-deploy eval --bundle r18.tgz --data DIR
     """
     from engines.run_folder import RunFolder
@@ -180,8 +182,9 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
     from faq_deploy import parsed_options, show, verbs
 
     wanted, data = parsed_options.eval_options(options)
+    beside = parsed_options.report_files(options)
     with show.image_progress() as on_images:
-        report = verbs.evaluate_verb(RunFolder(run), wanted, data, on_images)
+        report = verbs.evaluate_verb(RunFolder(run), wanted, data, on_images, beside)
     show.evaluated(run, report, as_json=as_json)
     sys.exit(report.verdict.exit_code)
 
@@ -235,6 +238,7 @@ def doctor(as_json: bool) -> None:
 
 
 main.add_command(analyze)
+main.add_command(compare)
 main.add_command(lint)
 main.add_command(recipes)
 

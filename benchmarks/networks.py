@@ -86,8 +86,8 @@ def measure(network: str, bits: int, images: Path, folder: Path) -> Measured:
     from engines.run_folder import RunFolder
     from faq_deploy import __version__, verbs
     from faq_deploy.evaluate import EvalOptions
-    from faq_deploy.gate import Limits
     from faq_deploy.inspect import inspect_net
+    from faq_deploy.limits import Limits
     from faq_deploy.progress import training_reporter
     from faq_deploy.stored_net import load_net
 

@@ -98,6 +98,25 @@ def verify(bundle: Path, output: Path | None, options: Mapping[str, Any], *, as_
     return found.exit_code
 
 
+_WITH_A_RUN: Final = (
+    *("gates", "drop_against", "max_class_drop", "max_latency_ratio", "min_int8_share", "max_engine_bytes"),
+    *("required_runtimes", "allow_undecided", "baseline", "max_regression", "max_latency_growth", "max_bytes_growth"),
+    *("junit", "markdown"),
+)
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    """Options of `eval` that a bundle has nothing for."""
+    if options["max_float_drop"] is not None:
+        raise InputError("--max-float-drop needs the float net, which a bundle does not hold.", "leave it out.")
+    if options["max_fall"] is not None:
+        raise InputError("--max-fall needs what quantize measured, which a bundle does not hold.", "try --min-top1.")
+    for name in _WITH_A_RUN:
+        if options[name] not in (None, ()) and options[name] is not False:
+            option = "require-runtime" if name == "required_runtimes" else name.replace("_", "-")
+            raise InputError(f"--{option} goes with a run.", "take --json and the exit code of --bundle.")
+
+
 def evaluate(run: Path | None, bundle: Path, options: Mapping[str, Any], *, as_json: bool) -> int:
     """Judge a bundle's engine on images, print the figures, and return the exit code.
 
@@ -115,10 +134,7 @@ def evaluate(run: Path | None, bundle: Path, options: Mapping[str, Any], *, as_j
     """
     if run is not None:
         raise InputError(f"{run} and {bundle} can't be judged at once.", "give a run, or --bundle FILE.")
-    if options["max_float_drop"] is not None:
-        raise InputError("--max-float-drop needs the float net, which a bundle does not hold.", "leave it out.")
-    if options["max_fall"] is not None:
-        raise InputError("--max-fall needs what quantize measured, which a bundle does not hold.", "try --min-top1.")
+    _refuse(options)
     engines = tuple(options["engines"])
     unknown = [name for name in engines if name not in get_args(RuntimeName)]
     if unknown:
@@ -127,7 +143,8 @@ def evaluate(run: Path | None, bundle: Path, options: Mapping[str, Any], *, as_j
             f"name a runtime: {', '.join(get_args(RuntimeName))}.",
         )
     data = None if options["data"] is None else Path(options["data"])
-    limits = Limits(options["max_drop"], options["max_flips"], options["allow_skip"], options["min_top1"])
+    given = {name: options[name] for name in ("max_drop", "max_flips") if options[name] is not None}
+    limits = Limits(**given, allow_skip=options["allow_skip"], min_top1=options["min_top1"])
     with _progress("images") as progress:
         task = progress.task_ids[0]
         report = evaluate_bundle(

@@ -15,11 +15,11 @@ __all__ = [
     "bits_option",
     "color_option",
     "cpu_option",
-    "eval_options",
     "float_options",
     "json_option",
     "layer_options",
     "mean_option",
+    "on_bad_image_option",
     "options",
     "std_option",
     "training_options",
@@ -82,7 +82,7 @@ assignments_option = click.option(
     "--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any other value of the recipe."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_on_bad_image = click.option(
+on_bad_image_option = click.option(
     "--on-bad-image",
     type=click.Choice(["error", "skip"]),
     default="error",
@@ -107,7 +107,7 @@ _model_and_data = options(
     click.option(
         "--class-order", type=click.Choice(["lexical", "numeric"]), help="Order of class folders named 0, 1, ..."
     ),
-    _on_bad_image,
+    on_bad_image_option,
 )
 
 _training = options(
@@ -213,56 +213,4 @@ float_options = options(
     _training,
     _run,
     in_processes,
-)
-
-eval_options = options(
-    click.option("--bundle", type=click.Path(path_type=Path), help="Judge a bundle instead of a run; needs no torch."),
-    click.option("--data", help="The same data in another place; with --bundle, a folder of images."),
-    click.option(
-        "--engine",
-        "engines",
-        multiple=True,
-        help="Judge only these engines; repeatable.",
-        show_default="all that were built",
-    ),
-    click.option(
-        "--max-drop",
-        type=float,
-        default=0.1,
-        show_default=True,
-        help="Points of top-1 that a stage may lose against PyTorch quantized.",
-    ),
-    click.option(
-        "--max-flips",
-        type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        help="Images whose top-1 may differ from PyTorch quantized.",
-    ),
-    click.option("--max-float-drop", type=float, help="Points that PyTorch quantized may lose against PyTorch float."),
-    click.option("--min-top1", type=click.FloatRange(0, 100), help="Percent that PyTorch quantized must reach."),
-    click.option(
-        "--max-fall",
-        type=float,
-        help="Points that PyTorch quantized may lie under what quantize measured.",
-        show_default="what luck explains, and 5 at least",
-    ),
-    click.option("--allow-skip", is_flag=True, help="Pass although no engine was built, or one can't run here."),
-    click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images a batch."),
-    click.option(
-        "--code-images",
-        type=click.IntRange(0),
-        default=64,
-        show_default=True,
-        help="Images whose integer codes are compared.",
-    ),
-    click.option(
-        "--reference-images",
-        type=click.IntRange(1),
-        default=64,
-        show_default=True,
-        help="Images that the NumPy integer reference runs.",
-    ),
-    _on_bad_image,
-    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
 )

@@ -45,7 +45,7 @@ def commands(output: Path) -> list[list[str]]:
             build = ["build", run, "--runtime", "onnxruntime"]
             if target == "tensorrt" and find_spec("tensorrt_rtx") is not None:
                 build += ["--runtime", "tensorrt-rtx", *[part for sm in _SMS for part in ("--sm", sm)]]
-            judge = ["eval", run, "--max-drop", "0", "--max-flips", "0", "--max-float-drop", drop]
+            judge = ["eval", run, "--max-drop", "0", "--max-flips", "0", "--max-float-drop", drop, "--allow-undecided"]
             judge += ["--reference-images", "1000", "--code-images", "1000", "--engine", "onnxruntime"]
             result += [quantize, ["export", run], build, judge]
     return result

@@ -79,6 +79,7 @@ def _sizes(manifest: EngineManifest) -> tuple[int, ...]:
 def _row(name: str, manifest: EngineManifest, skipped: str | None) -> Engine:
     return Engine(
         name=name,
+        runtime=manifest.runtime,
         sm=None if manifest.sm is None else str(manifest.sm),
         bytes=manifest.bytes,
         seconds=manifest.seconds,

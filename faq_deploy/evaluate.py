@@ -11,25 +11,33 @@ from pathlib import Path
 import numpy as np
 
 from engines.errors import InputError
+from engines.files import sha256_of
 from engines.image_batches import BadImages, OnBad, batches
 from engines.images import ImageSet
 from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
 from engines.run_folder import RunFolder
 from faq_deploy import __version__
+from faq_deploy.baseline import Candidate, against_baseline, read_baseline
 from faq_deploy.blame import Inquiry, find_blame, told
-from faq_deploy.certificate import certificate
 from faq_deploy.checkpoint import METRICS
+from faq_deploy.class_rows import class_gate, class_rows
+from faq_deploy.code_histograms import CodeHistograms
+from faq_deploy.engine_gates import engine_gates, with_int8_shares
 from faq_deploy.engine_stages import engine_stages
 from faq_deploy.evidence_gates import check_file, code_gates, fall_gate, file_gates
-from faq_deploy.gate import Limits, judge
-from faq_deploy.report_model import Epoch, Layer, Report
+from faq_deploy.flip_gallery import flip_gallery
+from faq_deploy.gate import judge, what_images_show
+from faq_deploy.limits import Limits
+from faq_deploy.predictions import Predictions, images_sha256
+from faq_deploy.report_layers import report_layers
+from faq_deploy.report_model import Epoch, Gate, Report
 from faq_deploy.run_data import DataFacts, data_of_run, preprocessing_in_words
 from faq_deploy.stages import Tally, TorchRunner, compare_codes
 from faq_deploy.stored_net import NetFacts, StoredNet, load_net
 from faq_deploy.versions import engine_versions
 
-__all__ = ["EvalOptions", "evaluate", "load_run"]
+__all__ = ["EvalOptions", "Evaluation", "LoadedRun", "evaluate", "load_run"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class EvalOptions:
         reference_images: images that the NumPy integer reference runs (about a second each at ResNet-18's size).
         engines: names under `engines/` to run; None takes all.
         limits: the gates.
-        max_fall: points of top-1 that PyTorch quantized may lie under what `quantize` measured; None: luck's share.
+        baseline: a report to compare with, or its run folder.
         on_bad: what to do about an image that can't be read.
     """
 
@@ -51,7 +59,7 @@ class EvalOptions:
     reference_images: int = 64
     engines: Sequence[str] | None = None
     limits: Limits = field(default_factory=Limits)
-    max_fall: float | None = None
+    baseline: Path | None = None
     on_bad: OnBad = "error"
 
 
@@ -78,6 +86,19 @@ def load_run(run: RunFolder) -> LoadedRun:
     return LoadedRun(run, load_net(floating), load_net(quantized), path, data_of_run(run))
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        report: with the verdict.
+        predictions: what each stage answered.
+    """
+
+    report: Report
+    predictions: Predictions
+
+
 def evaluate(
     loaded: LoadedRun,
     images: ImageSet,
@@ -85,7 +106,7 @@ def evaluate(
     options: EvalOptions,
     *,
     on_images: Callable[[int], None] = lambda count: None,
-) -> Report:
+) -> Evaluation:
     """Run every stage over `images` and judge the result.
 
     Args:
@@ -96,12 +117,14 @@ def evaluate(
         on_images: told how many more images are done.
 
     Returns:
-        The report, verdict included.
+        The report, verdict included, and what each stage answered.
 
     Raises:
         InputError: a bad image, a stale engine, NaN logits.
     """
-    bad = BadImages()
+    bad, earlier = BadImages(), None
+    if options.baseline is not None:
+        earlier = read_baseline(options.baseline, loaded.quantized.facts.model, images.classes)
     quantized = Tally("PyTorch quantized", "quantized", TorchRunner(loaded.quantized, quantized=True))
     floating = Tally("PyTorch float", "float", TorchRunner(loaded.floating, quantized=False))
     path = loaded.onnx_path
@@ -111,13 +134,19 @@ def evaluate(
         Tally("onnxruntime, optimizations off", "onnxruntime", OrtRunner(path, oracle=True)),
     ]
     in_float = any(node.is_float for node in loaded.quantized.net.graph)
-    runs, engines = engine_stages(loaded.run, path, options.engines)
+    runs, built = engine_stages(loaded.run, path, options.engines)
     others += runs
+    engines = with_int8_shares(loaded.quantized, built)
+    grids = {f"{name}.codes": layer.grid for name, layer in loaded.quantized.net.quantizers().items()}
+    histograms = CodeHistograms(grids)
+    ran: list[np.ndarray] = []
     try:
         for batch in batches(images, None, options.batch_size, on_bad=options.on_bad, bad=bad):
             count = max(0, options.code_images - quantized.images)
             shares = _run_batch(batch.images, batch.labels, quantized, [floating, *others], in_float)
-            compare_codes(loaded.quantized, batch.images, [(tally, min(ran, count)) for tally, ran in shares])
+            compared = [(tally, min(images_run, count)) for tally, images_run in shares]
+            compare_codes(loaded.quantized, batch.images, compared, histograms)
+            ran.append(batch.indices)
             on_images(len(batch.labels))
     finally:
         for tally in others:
@@ -125,19 +154,31 @@ def evaluate(
                 tally.runner.close()
     if not quantized.images:
         raise InputError(f"No image of {images.name} can be read.", "give a data folder with images.")
-    stages = [t.stage() for t in (floating, quantized, *others)]
+    tallies = (floating, quantized, *others)
+    stages = [t.stage() for t in tallies]
     row = stages[1]
-    fall = fall_gate(loaded.run, row, options.max_fall)
+    indices, limits = np.concatenate(ran), options.limits
+    predictions = _predictions(images, indices, tallies)
+    digest = images_sha256(predictions.images, predictions.labels)
+    onnx_sha256 = sha256_of(path)
+    baseline, on_baseline = None, list[Gate]()
+    if earlier is not None:
+        candidate = Candidate(row, stages, engines, predictions, digest, onnx_sha256)
+        baseline, on_baseline = against_baseline(earlier, candidate, limits)
+    fall = fall_gate(loaded.run, row, limits.max_fall)
     certain = [*file_gates(check), *code_gates(loaded.quantized, stages), *([fall] if fall else [])]
-    gates, verdict = judge(stages, options.limits, certain)
+    certain += [*engine_gates(engines, stages, limits), *_class_gates(predictions, limits), *on_baseline]
+    gates, verdict = judge(stages, limits, certain, predictions)
     inquiry = Inquiry(loaded.run, loaded.quantized, check, images, bad, others, row)
-    blame, found = find_blame(inquiry, gates)
+    # what is undecided is no sign of a mistake
+    blame, found = find_blame(inquiry, [gate for gate in gates if not gate.undecided])
     if found:
-        gates, verdict = judge(stages, options.limits, [*certain, *found])
+        gates, verdict = judge(stages, limits, [*certain, *found], predictions)
     curve, lost = _curve(loaded.run)
     facts = loaded.quantized.facts
-    verdict = verdict.model_copy(update={"sentences": [*verdict.sentences, *_about(facts, curve, in_float)]})
-    return Report(
+    said = [*verdict.sentences, what_images_show(row), *_about(facts, curve, in_float)]
+    verdict = verdict.model_copy(update={"sentences": said})
+    report = Report(
         faq_deploy=__version__,
         created=datetime.now(timezone.utc).replace(microsecond=0),
         run=loaded.run.path.resolve().name,
@@ -151,12 +192,35 @@ def evaluate(
         gates=told(gates, blame),
         blame=blame,
         stages=stages,
-        layers=_layers(loaded.quantized),
+        layers=report_layers(loaded.quantized, histograms),
         training=curve,
         engines=engines,
         warnings=[*bad.warnings(), *lost, *_differences(others)],
         versions=engine_versions(),
+        images_sha256=digest,
+        onnx_sha256=onnx_sha256,
+        classes=class_rows(predictions),
+        flips=flip_gallery(images, indices, predictions),
+        baseline=baseline,
     )
+    return Evaluation(report, predictions)
+
+
+def _predictions(images: ImageSet, indices: np.ndarray, tallies: Sequence[Tally]) -> Predictions:
+    return Predictions(
+        images=[images.identity(int(index)) for index in indices],
+        classes=images.classes,
+        labels=images.labels[indices],
+        answers={tally.name: tally.answered() for tally in tallies if tally.images},
+    )
+
+
+def _class_gates(predictions: Predictions, limits: Limits) -> list[Gate]:
+    if limits.max_class_drop is None:
+        return []
+    stages, allowed = ("PyTorch float", "PyTorch quantized"), limits.allow_undecided
+    gate = class_gate(predictions, *stages, limits.max_class_drop, allow_undecided=allowed)
+    return [] if gate is None else [gate]
 
 
 def _about(facts: NetFacts, curve: Sequence[Epoch], in_float: bool) -> Iterator[str]:
@@ -196,45 +260,6 @@ def _run_batch(
         if tally.kind != "float":
             shares.append((tally, tally.images - before))
     return shares
-
-
-def _layers(stored: StoredNet) -> list[Layer]:
-    ranges = {str(r["name"]): r for r in stored.facts.ranges}
-    bounds = {b.name: b for b in certificate(stored.net)}
-    rows: list[Layer] = []
-    quantizers, weighted = stored.net.quantizers(), stored.net.weighted()
-    for node in stored.net.graph:
-        if node.name in quantizers:
-            layer, found = quantizers[node.name], ranges[node.name]
-            exponent = int(layer.exponent)
-            rows.append(
-                Layer(
-                    name=node.name,
-                    kind="activation",
-                    bits=layer.grid.bits,
-                    signed=layer.grid.signed,
-                    exponent_min=exponent,
-                    exponent_max=exponent,
-                    y=float(found["y"]),
-                    ymax=float(found["ymax"]),
-                    waste=float(found["waste"]),
-                )
-            )
-        elif node.name in weighted:
-            weights, bound = weighted[node.name], bounds[node.name]
-            rows.append(
-                Layer(
-                    name=node.name,
-                    kind="weight",
-                    bits=weights.grid.bits,
-                    signed=True,
-                    exponent_min=int(weights.weight_exponent.min()),
-                    exponent_max=int(weights.weight_exponent.max()),
-                    dead_channels=bound.dead_channels,
-                    certificate_ratio=bound.ratio,
-                )
-            )
-    return rows
 
 
 def _weights(facts: NetFacts) -> str:

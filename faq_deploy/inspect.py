@@ -24,7 +24,7 @@ from faq_deploy.rewrite import rewrite
 from faq_deploy.run_data import preprocessing_for, trained_preprocessing
 from faq_deploy.tracing import evaluating, labelled
 
-__all__ = ["FloatRow", "Inspection", "LayerRow", "Share", "inspect_model", "inspect_net"]
+__all__ = ["FloatRow", "Inspection", "LayerRow", "Share", "inspect_model", "inspect_net", "layer_row"]
 
 # Why a node computes in float between codes although the user did not ask for it.
 _FLOAT_KINDS: Final = {
@@ -182,7 +182,7 @@ def inspect_net(net: QuantizedNet, recipe: Recipe, model: str, *, images_never_n
         images_never_negative: preprocessing leaves pixels 0 and up.
     """
     view = NetView(net)
-    layers = tuple(_layer(view, node) for node in net.graph if node.kind in WEIGHTED)
+    layers = tuple(layer_row(view, node) for node in net.graph if node.kind in WEIGHTED)
     adds = [node for node in net.graph if node.kind in {"add", "sub"}]
     concats = [node for node in net.graph if node.kind == "cat"]
     return Inspection(
@@ -202,7 +202,8 @@ def inspect_net(net: QuantizedNet, recipe: Recipe, model: str, *, images_never_n
     )
 
 
-def _layer(view: NetView, node: Node) -> LayerRow:
+def layer_row(view: NetView, node: Node) -> LayerRow:
+    """The row of a convolution or linear layer."""
     weight, reads = view.weight_shape(node), view.net.source_quantizers(node.name)
     why = "" if reads else "reads a tensor that is kept in float"
     if node.is_float:

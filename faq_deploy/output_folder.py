@@ -26,6 +26,7 @@ _FILES: Final = (
     "model.onnx",
     "report.json",
     "report.html",
+    "predictions.csv",
     *(f"analysis/{name}.{kind}" for name in ("noise", "similarity", "exponents") for kind in ("json", "svg")),
     "manifest.json",
 )

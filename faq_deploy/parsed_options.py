@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Final
 
 from engines.errors import InputError
 from faq_deploy.evaluate import EvalOptions
-from faq_deploy.gate import Limits
+from faq_deploy.limits import Limits, limits_from, read_limits
 from faq_deploy.new_run import QuantizeOptions
+from faq_deploy.report_files import ReportFiles
 from faq_deploy.run_data import DataOptions
 
-__all__ = ["eval_options", "numbers", "precisions", "training_options"]
+__all__ = ["eval_options", "numbers", "precisions", "report_files", "training_options"]
 
 _RECIPE_KEYS: Final = {
     "target": "target",
@@ -95,28 +95,27 @@ def eval_options(options: dict[str, Any]) -> tuple[EvalOptions, str | None]:
     """The options of `eval` from what Click parsed, and its --data.
 
     Raises:
-        InputError: a limit is NaN or infinite.
+        InputError: a gate file that can't be read, or a limit that can't be.
     """
-    for name in ("max_drop", "max_float_drop", "max_fall"):
-        if options[name] is not None and not math.isfinite(options[name]):
-            raise InputError(f"--{name.replace('_', '-')} {options[name]} is no limit.", "give a number of points.")
-    limits = Limits(
-        max_drop=options["max_drop"],
-        max_flips=options["max_flips"],
-        max_float_drop=options["max_float_drop"],
-        min_top1=options["min_top1"],
-        allow_skip=options["allow_skip"],
-    )
+    # a flag that was not given leaves the file's word; 0 is a limit
+    given = {k: options[k] for k in Limits.model_fields if options[k] not in (None, ()) and options[k] is not False}
+    gates = options["gates"]
+    limits = limits_from(given, "the command line") if gates is None else read_limits(gates, given)
     wanted = EvalOptions(
         batch_size=options["batch_size"],
         code_images=options["code_images"],
         reference_images=options["reference_images"],
         engines=options["engines"] or None,
         limits=limits,
-        max_fall=options["max_fall"],
+        baseline=options["baseline"],
         on_bad=options["on_bad_image"],
     )
     return wanted, options["data"]
+
+
+def report_files(options: dict[str, Any]) -> ReportFiles:
+    """What `eval` writes for CI systems, from what Click parsed."""
+    return ReportFiles(junit=options["junit"], markdown=options["markdown"])
 
 
 def numbers(option: str, text: str | None) -> tuple[float, ...] | None:

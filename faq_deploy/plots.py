@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from faq_deploy.report_model import Epoch, Layer, Stage
 from faq_deploy.svg import FIRST, INK, SECOND, STYLE, WIDTH, named_rows, short, svg_element, whole_numbers
 
-__all__ = ["MOST_RANGES", "accuracy_ladder", "ranges", "training_curves"]
+__all__ = ["MOST_RANGES", "accuracy_ladder", "latency", "ranges", "training_curves"]
 
 MOST_RANGES = 100  # rows in the ranges plot; an Inception has 95, and a page should stay readable
 
@@ -27,21 +27,48 @@ def accuracy_ladder(stages: Sequence[Stage]) -> str:
     Returns:
         An `<svg>` element.
     """
+    whole = max((stage.images for stage in stages), default=0)
     with mpl.rc_context(STYLE):
         figure, axes = named_rows(len(stages), [stage.name for stage in stages])
+        found = []
         for row, stage in enumerate(stages):
-            if stage.top1 is not None:
-                axes.plot(stage.top1, row, "o" if stage.kind == "float" else "D", color=FIRST, markersize=7)
-                axes.annotate(f"{stage.top1:.2f} %", (stage.top1, row), (9, 0), textcoords="offset points", va="center")
-            if stage.kind == "quantized" and stage.top1 is not None:
-                axes.axvline(stage.top1, color=SECOND, linestyle="--", linewidth=1, zorder=0)
-        found = [stage.top1 for stage in stages if stage.top1 is not None]
+            top1 = stage.top1
+            if top1 is None or stage.images < whole:  # some of the images are no fair sample
+                said = "skipped" if top1 is None else f"ran {stage.images:,} images only"
+                axes.text(0.01, row, said, transform=axes.get_yaxis_transform(), va="center", style="italic")
+                continue
+            found += [top1, *(stage.top1_interval or ())]
+            if stage.top1_interval is not None:
+                axes.hlines(row, *stage.top1_interval, color=FIRST, linewidth=1)
+            axes.plot(top1, row, "o" if stage.kind == "float" else "D", color=FIRST, markersize=7)
+            axes.annotate(f"{top1:.2f} %", (top1, row), (9, 5), textcoords="offset points", va="center")
+            if stage.kind == "quantized":
+                axes.axvline(top1, color=SECOND, linestyle="--", linewidth=1, zorder=0)
         axes.set_xlim(*_percent_limits(found))
-        for row, stage in enumerate(stages):
-            if stage.top1 is None:
-                axes.text(0.01, row, "skipped", transform=axes.get_yaxis_transform(), va="center", style="italic")
         axes.set_xlabel("top-1, %")
         return svg_element(figure, "ladder", "Top-1 accuracy of each stage")
+
+
+def latency(stages: Sequence[Stage]) -> str:
+    """Draw each stage's milliseconds an image: the median batch, and a line to where nine of ten batches end.
+
+    Args:
+        stages: in the order of the pipeline, at least one that ran.
+
+    Returns:
+        An `<svg>` element.
+    """
+    shown = [(stage.name, stage.latency_ms, stage.latency_p90_ms) for stage in stages if stage.latency_ms is not None]
+    with mpl.rc_context(STYLE):
+        figure, axes = named_rows(len(shown), [name for name, _, _ in shown])
+        for row, (_, median, p90) in enumerate(shown):
+            end = max(median, p90 or median)
+            axes.hlines(row, median, end, color=SECOND, linewidth=3)
+            axes.plot(median, row, "D", color=FIRST, markersize=7)
+            axes.annotate(f"{median:.3g} ms", (end, row), (9, 0), textcoords="offset points", va="center")
+        axes.set_xlim(0, 1.25 * max(max(median, p90 or median) for _, median, p90 in shown))
+        axes.set_xlabel("milliseconds an image")
+        return svg_element(figure, "latency", "Milliseconds an image in each stage")
 
 
 def training_curves(epochs: Sequence[Epoch]) -> str:

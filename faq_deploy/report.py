@@ -12,7 +12,10 @@ from pydantic import ValidationError
 from engines.errors import InputError
 from engines.files import write_atomic
 from faq_deploy import plots
+from faq_deploy.class_table import class_table
 from faq_deploy.report_model import Layer, Report, headline
+from faq_deploy.report_parts import Flip
+from faq_deploy.sparkline import sparkline
 
 __all__ = ["write_html", "write_json"]
 
@@ -35,7 +38,7 @@ def write_json(report: Report | Mapping[str, object], path: Path) -> None:
     Raises:
         InputError: `report` doesn't follow the schema, or the file can't be written.
     """
-    write_atomic(path, _checked(report).model_dump_json(indent=2) + "\n")
+    write_atomic(path, _checked(report).model_dump_json(indent=2, by_alias=True) + "\n")
 
 
 def write_html(report: Report | Mapping[str, object], path: Path) -> None:
@@ -63,6 +66,8 @@ def write_html(report: Report | Mapping[str, object], path: Path) -> None:
             curves=Markup(plots.training_curves(checked.training)) if checked.training else "",
             ranges=Markup(plots.ranges(drawn)) if drawn else "",
             ranges_left_out=len(rounded_up) - len(drawn),
+            latency=Markup(plots.latency(checked.stages)) if any(s.latency_ms for s in checked.stages) else "",
+            classes=class_table(checked),
         )
     )
     write_atomic(path, page)
@@ -96,7 +101,18 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"fixed": _fixed, "short": _short, "count": _count, "plain": _plain}
+    environment.filters |= {"answers": _answers, "sparkline": _sparkline}
     return environment
+
+
+def _sparkline(counts: Sequence[int]) -> Markup:
+    return Markup(sparkline(counts))
+
+
+def _answers(flip: Flip) -> list[tuple[str, list[str]]]:
+    """What was answered, each with the stages that did."""
+    answers = dict.fromkeys(flip.answers.values())
+    return [(answer, [name for name, found in flip.answers.items() if found == answer]) for answer in answers]
 
 
 def _fixed(value: float | None, digits: int = 2, unit: str = "") -> str:

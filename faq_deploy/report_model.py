@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 from typing_extensions import Self
 
 from engines.plan_model import EnginePlan
+from faq_deploy.report_parts import BINS, Baseline, ClassRow, Count, Flip, Part, Percent, Share
 
-__all__ = ["Blame", "Engine", "Epoch", "Gate", "Layer", "Report", "Stage", "Verdict", "headline"]
+__all__ = ["SCHEMA", "Blame", "Engine", "Epoch", "Gate", "Layer", "Report", "Stage", "Verdict", "headline"]
 
-Percent = Annotated[float, Field(ge=0, le=100)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-
-
-class _Part(BaseModel):
-    # A diverged net has a NaN loss; as a string it survives JSON both ways.
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+SCHEMA: Final = 2  # of report.json; raised when an older tool could no longer read it
 
 
-class Verdict(_Part):
+class Verdict(Part):
     """Passed or not, with the exit code that the command returned.
 
     Args:
@@ -33,7 +27,7 @@ class Verdict(_Part):
 
     passed: bool
     exit_code: Literal[0, 1, 2, 3]
-    sentences: list[str] = []
+    sentences: list[str] = Field(default=[])
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -42,22 +36,35 @@ class Verdict(_Part):
         return self
 
 
-class Gate(_Part):
+class Gate(Part):
     """One rule that the run had to keep.
 
     Args:
         name: what is measured, such as `accuracy drop`.
-        limit: the largest value allowed, in the unit that `detail` names.
+        limit: the largest value allowed, or the smallest where `at_least`; in the unit that `detail` names.
         value: what was measured; None when there was nothing to measure, which never passes.
         passed: whether the rule was kept.
+        interval: where the true value lies with 95 % confidence, where so many images leave that open.
+        undecided: the value keeps the limit, but the interval passes it; such a gate passes only where that is allowed.
         detail: one sentence with the unit and where the value comes from.
+        at_least: `limit` is the smallest value allowed.
     """
 
     name: str
     limit: float
     value: float | None
     passed: bool
+    interval: tuple[float, float] | None = None
+    undecided: bool = False
     detail: str = ""
+    at_least: bool = False
+
+    @property
+    def outcome(self) -> Literal["passed", "failed", "undecided"]:
+        """In one word."""
+        if self.undecided:
+            return "undecided"
+        return "passed" if self.passed else "failed"
 
     @model_validator(mode="after")
     def _was_measured(self) -> Self:
@@ -66,7 +73,7 @@ class Gate(_Part):
         return self
 
 
-class Blame(_Part):
+class Blame(Part):
     """Where an evaluation goes wrong first, and why, most likely.
 
     Args:
@@ -96,7 +103,7 @@ class Blame(_Part):
     channel: Count | None = None
 
 
-class Stage(_Part):
+class Stage(Part):
     """One way of running the net over the same preprocessed images, or the reason why it was skipped.
 
     Args:
@@ -104,13 +111,20 @@ class Stage(_Part):
         kind: what ran; `engine` is a built file in the run folder.
         images: how many images it saw.
         top1: accuracy in percent.
+        top1_interval: where it lies on all images of this kind, with 95 % confidence (Wilson).
         top5: accuracy in percent; None for fewer than six classes.
         agreement_with_quantized: images with the same prediction as PyTorch quantized, in percent.
         flips: number of images whose prediction differs from PyTorch quantized.
+        lost: images that PyTorch quantized has right and this stage has not.
+        gained: the reverse.
+        p_value: of the exact McNemar test on those two; 1 where there are none.
         differing_codes: integer codes that differ from PyTorch quantized; None if not compared.
         codes_compared: integer codes that were compared; None if not compared.
         max_logit_difference: largest absolute difference from PyTorch quantized's logits.
         images_per_second: throughput of the net alone, without decoding.
+        latency_ms: milliseconds an image in batches, without decoding: the median batch.
+        latency_p90_ms: nine of ten batches take no longer.
+        largest_batch: images in the largest batch that was run.
         batch_dependent_logits: logits of a few images that differ between batch sizes; None if not tried or not judged.
         skipped: why it did not run; every number is then None.
     """
@@ -119,13 +133,20 @@ class Stage(_Part):
     kind: Literal["float", "quantized", "reference", "onnxruntime", "engine"]
     images: Count = 0
     top1: Percent | None = None
+    top1_interval: tuple[Percent, Percent] | None = None
     top5: Percent | None = None
     agreement_with_quantized: Percent | None = None
     flips: Count | None = None
+    lost: Count | None = None
+    gained: Count | None = None
+    p_value: Share | None = None
     differing_codes: Count | None = None
     codes_compared: Count | None = None
     max_logit_difference: float | None = None
     images_per_second: float | None = None
+    latency_ms: float | None = None
+    latency_p90_ms: float | None = None
+    largest_batch: Count | None = None
     batch_dependent_logits: Count | None = None
     skipped: str | None = None
 
@@ -138,7 +159,7 @@ class Stage(_Part):
         return self
 
 
-class Layer(_Part):
+class Layer(Part):
     """The grid of one quantized tensor.
 
     Args:
@@ -153,6 +174,10 @@ class Layer(_Part):
         waste: share of the range lost to that rounding, 1 - y / ymax.
         dead_channels: output channels whose weight codes are all zero.
         certificate_ratio: largest possible sum in a layer over 2^24; under 1 it is exact in any order.
+        histogram: how many codes lie in each sixteenth of the grid, from the lowest to the highest (each code on its
+            own, where there are fewer); of an activation over the images whose codes were compared; empty if none were.
+        zero: share of the codes that are 0.
+        clipped: share on the highest code, or on the lowest of a signed grid.
     """
 
     name: str
@@ -166,9 +191,12 @@ class Layer(_Part):
     waste: Share | None = None
     dead_channels: Count | None = None
     certificate_ratio: float | None = None
+    histogram: Annotated[list[Count], Field(max_length=BINS)] = Field(default=[])
+    zero: Share | None = None
+    clipped: Share | None = None
 
 
-class Epoch(_Part):
+class Epoch(Part):
     """One epoch of fine-tuning.
 
     Args:
@@ -184,33 +212,37 @@ class Epoch(_Part):
     lr: float
 
 
-class Engine(_Part):
+class Engine(Part):
     """One engine file that `build` left.
 
     Args:
         name: folder under `engines/`.
+        runtime: what runs it; empty where its record can't be read.
         sm: compute capability it was built for, such as `86`; None for engines that run on a CPU.
         bytes: size of the file.
         seconds: how long the build took.
         status: ran or skipped (and is a stage above), or not asked for: --engine named others.
         note: one sentence, such as why it was skipped.
         plan: what it runs, predicted or by its own account; None for runtimes that are not TensorRT's.
+        int8_share: of the multiply-adds of an image, those in INT8 by that plan, or by the graph where there is none.
     """
 
     name: str
+    runtime: Literal["", "onnxruntime", "tensorrt", "tensorrt-rtx"] = ""
     sm: str | None = None
     bytes: Count | None = None
     seconds: float | None = None
     status: Literal["ran", "skipped", "not asked for"]
     note: str = ""
     plan: EnginePlan | None = None
+    int8_share: Share | None = None
 
 
-class Report(_Part):
+class Report(Part):
     """Everything that report.html shows.
 
     Args:
-        format: of this file; raised when an older tool could no longer read it.
+        schema_version: `schema` in JSON: of this file, as in docs/report.schema.json.
         faq_deploy: version of this tool.
         created: when, with a time zone.
         run: name of the run folder.
@@ -229,9 +261,14 @@ class Report(_Part):
         engines: empty if none were built.
         warnings: sentences.
         versions: package name -> version, of what ran here.
+        images_sha256: of the names and classes of the images, in order.
+        onnx_sha256: of model.onnx.
+        classes: one row a class.
+        flips: images that stages answer otherwise, the first few.
+        baseline: what this run is compared with.
     """
 
-    format: Literal[1] = 1
+    schema_version: Annotated[Literal[2], Field(alias="schema")] = SCHEMA
     faq_deploy: str
     created: AwareDatetime
     run: str
@@ -240,16 +277,21 @@ class Report(_Part):
     data: str
     preprocessing: str = ""
     images: Count
-    recipe: dict[str, object] = {}
+    recipe: dict[str, object] = Field(default={})
     verdict: Verdict
-    gates: list[Gate] = []
+    gates: list[Gate] = Field(default=[])
     blame: Blame | None = None
     stages: list[Stage]
-    layers: list[Layer] = []
-    training: list[Epoch] = []
-    engines: list[Engine] = []
-    warnings: list[str] = []
-    versions: dict[str, str] = {}
+    layers: list[Layer] = Field(default=[])
+    training: list[Epoch] = Field(default=[])
+    engines: list[Engine] = Field(default=[])
+    warnings: list[str] = Field(default=[])
+    versions: dict[str, str] = Field(default={})
+    images_sha256: str = ""
+    onnx_sha256: str = ""
+    classes: list[ClassRow] = Field(default=[])
+    flips: list[Flip] = Field(default=[])
+    baseline: Baseline | None = None
 
 
 def headline(report: Report) -> str:

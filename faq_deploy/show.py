@@ -114,7 +114,7 @@ def exported(result: ExportResult, *, as_json: bool) -> None:
 def evaluated(run: Path, report: Report, *, as_json: bool) -> None:
     """Print the stages and the verdict."""
     if as_json:
-        print(report.model_dump_json(indent=2))
+        print(report.model_dump_json(indent=2, by_alias=True))
         return
     if report.blame is not None and not report.verdict.passed:
         for sentence in report.blame.sentences:

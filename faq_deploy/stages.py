@@ -15,7 +15,9 @@ from engines.invariance import BatchDependence, batch_dependence
 from engines.parity import compare_logits, top1, topk
 from engines.runner import CodeRunner, FloatArray, Runner
 from faq_deploy.agreement import CodeCount, images_at_once, torch_codes
+from faq_deploy.code_histograms import CodeHistograms
 from faq_deploy.report_model import Stage
+from faq_deploy.statistics import Pairs, mcnemar, wilson
 from faq_deploy.stored_net import StoredNet
 
 __all__ = ["Example", "StageKind", "Tally", "TorchRunner", "compare_codes", "is_code_runner"]
@@ -71,7 +73,7 @@ def is_code_runner(runner: Runner) -> bool:
 
 @dataclass
 class Tally:
-    """Running totals of one stage; memory does not grow with the number of images."""
+    """Running totals of one stage; of each image only its answer is kept, four bytes."""
 
     name: str
     kind: StageKind
@@ -84,8 +86,13 @@ class Tally:
     right5: int = 0
     has_top5: bool = True
     flips: int = 0
+    lost: int = 0  # right in PyTorch quantized, wrong here
+    gained: int = 0
     largest: float = 0.0
     seconds: float = 0.0
+    answers: list[npt.NDArray[np.int32]] = field(default_factory=list)  # top-1 of each batch
+    milliseconds: list[float] = field(default_factory=list)  # an image, of each batch
+    largest_batch: int = 0
     codes: CodeCount = field(default_factory=CodeCount)
     batch_dependence: BatchDependence | None = None
     batches_tried: bool = False
@@ -110,9 +117,15 @@ class Tally:
             return np.zeros((0, 0), np.float32)
         start = time.perf_counter()
         logits = self.runner(images[:count])
-        self.seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        self.milliseconds.append(1000 * seconds / count)
+        self.largest_batch = max(self.largest_batch, count)
         self.images += count
-        self.right += int(np.count_nonzero(top1(logits) == labels[:count]))
+        answers = top1(logits)
+        self.answers.append(answers.astype(np.int32))
+        right = answers == labels[:count]
+        self.right += int(np.count_nonzero(right))
         best = topk(logits, 5)
         self.has_top5 = best is not None
         if best is not None:
@@ -120,10 +133,17 @@ class Tally:
         if wanted is not None:
             close = compare_logits(wanted[:count], logits)
             self.flips += close.flips
+            wanted_right = top1(wanted[:count]) == labels[:count]
+            self.lost += int(np.count_nonzero(wanted_right & ~right))
+            self.gained += int(np.count_nonzero(right & ~wanted_right))
             self.largest = max(self.largest, close.largest_difference)
             if not close.equal:
                 self._keep(images[:count], logits, wanted[:count])
         return logits
+
+    def answered(self) -> IntArray:
+        """The class that each image was given, in the order of the run; int64, shape (images,)."""
+        return np.concatenate([np.zeros(0, np.int64), *self.answers])
 
     def compare_codes(self, images: FloatArray, wanted: Mapping[str, IntArray]) -> None:
         """Compare this stage's codes on some images with PyTorch quantized's."""
@@ -167,13 +187,22 @@ class Tally:
             kind=self.kind,
             images=self.images,
             top1=100 * self.right / self.images,
+            top1_interval=wilson(self.right, self.images),
             top5=100 * self.right5 / self.images if self.has_top5 else None,
             agreement_with_quantized=100 * (self.images - self.flips) / self.images,
             flips=self.flips,
+            lost=None if self.kind == "quantized" else self.lost,
+            gained=None if self.kind == "quantized" else self.gained,
+            p_value=None
+            if self.kind == "quantized"
+            else mcnemar(Pairs(self.images, self.lost, self.gained, self.flips)),
             differing_codes=self.codes.differing if self.codes.compared else None,
             codes_compared=self.codes.compared or None,
             max_logit_difference=self.largest if against or self.kind == "float" else 0.0,
             images_per_second=self.images / self.seconds if self.seconds else None,
+            latency_ms=float(np.median(self.milliseconds)),
+            latency_p90_ms=float(np.quantile(self.milliseconds, 0.9)),
+            largest_batch=self.largest_batch,
             batch_dependent_logits=_dependent(self.batch_dependence) if self.batches_judged else None,
         )
 
@@ -186,18 +215,23 @@ def _dependent(found: BatchDependence | None) -> int:
     return 0 if found is None else found.values
 
 
-def compare_codes(stored: StoredNet, images: FloatArray, shares: Sequence[tuple[Tally, int]]) -> None:
+def compare_codes(
+    stored: StoredNet, images: FloatArray, shares: Sequence[tuple[Tally, int]], histograms: CodeHistograms | None = None
+) -> None:
     """Compare stages' codes with PyTorch quantized's, a few images at a time: all their codes would fill the memory.
 
     Args:
         stored: the quantized net.
         images: float32, shape (N, C, H, W).
         shares: each stage, and how many of the images, from the first on, it compares.
+        histograms: PyTorch quantized's codes are counted here.
     """
     images = images[: max((count for _, count in shares), default=0)]
     step = images_at_once(stored, images[:1]) if len(images) else 1
     for start in range(0, len(images), step):
         wanted, _ = torch_codes(stored, images[start : start + step])
+        if histograms is not None:
+            histograms.add(wanted)
         for tally, count in shares:
             left = min(count - start, step)
             if left > 0:

@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, norm
 
-__all__ = ["CONFIDENCE", "Interval", "Pairs", "drop_interval", "mcnemar", "pairs_of", "smallest_visible_drop", "wilson"]
+__all__ = [
+    "CONFIDENCE",
+    "Interval",
+    "Pairs",
+    "drop_interval",
+    "independent_drop",
+    "mcnemar",
+    "pairs_of",
+    "smallest_visible_drop",
+    "wilson",
+]
 
 CONFIDENCE: Final = 0.95
 
@@ -123,3 +133,21 @@ def smallest_visible_drop(images: int, gained: int = 0, confidence: float = CONF
         if binomtest(lost, lost + gained).pvalue < 1 - confidence:
             return 100 * (lost - gained) / images
     return None
+
+
+def independent_drop(before: float, after: float, around_before: Interval, around_after: Interval) -> Interval:
+    """The interval of the drop between two accuracies that were measured on different images, in points.
+
+    Args:
+        before: the first accuracy, in percent.
+        after: the second.
+        around_before: Wilson's interval of the first.
+        around_after: of the second.
+
+    Source: R. G. Newcombe, Interval estimation for the difference between independent proportions, Statistics in
+        Medicine 17 (1998), method 10.
+    """
+    drop = before - after
+    low = drop - math.hypot(before - around_before.low, around_after.high - after)
+    high = drop + math.hypot(around_before.high - before, after - around_after.low)
+    return Interval(max(low, -100.0), min(high, 100.0))

@@ -17,10 +17,12 @@ from faq_deploy.evaluate import EvalOptions, evaluate, load_run
 from faq_deploy.export import ExportResult, export_onnx
 from faq_deploy.new_run import QuantizeOptions, open_training, pick_device
 from faq_deploy.output_folder import check_output, remove_leftovers
+from faq_deploy.predictions import PREDICTIONS, write_predictions
 from faq_deploy.progress import LineReporter, TrainingReporter
 from faq_deploy.quantize import QuantizeResult, finetune_run
 from faq_deploy.ranks import Ranks, open_ranks
 from faq_deploy.report import write_html, write_json
+from faq_deploy.report_files import ReportFiles
 from faq_deploy.report_model import Report
 from faq_deploy.resumed import Begun, continued_recipe
 from faq_deploy.run_data import (
@@ -167,15 +169,20 @@ def export_verb(run: RunFolder, check_images: int, say: Say, *, pack_int4: bool 
 
 
 def evaluate_verb(
-    run: RunFolder, options: EvalOptions, data: str | None, on_images: Callable[[int, int], None]
+    run: RunFolder,
+    options: EvalOptions,
+    data: str | None,
+    on_images: Callable[[int, int], None],
+    beside: ReportFiles | None = None,
 ) -> Report:
-    """Evaluate a run, write `report.json` and `report.html`; see `faq-deploy eval --help`.
+    """Evaluate a run, write `report.json`, `report.html` and `predictions.csv`; see `faq-deploy eval --help`.
 
     Args:
         run: after `export`.
         options: gates and sizes.
         data: another place of the run's data, or None.
         on_images: told how many more of how many images are done.
+        beside: what is written for CI systems.
 
     Raises:
         InputError: something is missing, stale or unreadable.
@@ -183,15 +190,18 @@ def evaluate_verb(
     loaded = load_run(run)
     net = loaded.quantized.facts
     images, description = reopen_validation(loaded.data, net.preprocessing, net.classes, data)
-    report = evaluate(loaded, images, description, options, on_images=lambda count: on_images(count, len(images)))
+    found = evaluate(loaded, images, description, options, on_images=lambda count: on_images(count, len(images)))
+    report = found.report
     trained_on = training_images_warning(loaded.data, images)
     if trained_on is not None:
         report = report.model_copy(update={"warnings": [trained_on, *report.warnings]})
+    write_predictions(run / PREDICTIONS, found.predictions)
     write_json(report, run / "report.json")
     write_html(report, run / "report.html")
-    run.record(
-        "eval", version=__version__, inputs=["model.onnx", "quantized.pt"], outputs=["report.json", "report.html"]
-    )
+    if beside is not None:
+        beside.write(report)
+    outputs = ["report.json", "report.html", PREDICTIONS]
+    run.record("eval", version=__version__, inputs=["model.onnx", "quantized.pt"], outputs=outputs)
     return report
 
 

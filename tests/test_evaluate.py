@@ -7,7 +7,8 @@ import pytest
 
 from engines.runner import FloatArray
 from faq_deploy.evaluate import _differences, _run_batch
-from faq_deploy.gate import Limits, judge
+from faq_deploy.gate import judge
+from faq_deploy.limits import Limits
 from faq_deploy.stages import Tally
 
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 import pytest
 
-from faq_deploy.gate import Limits, judge
+from faq_deploy.gate import judge, what_images_show
+from faq_deploy.limits import Limits
 from faq_deploy.report_model import Stage
 
 Kind = Literal["float", "quantized", "reference", "onnxruntime", "engine"]
@@ -87,4 +88,80 @@ def test_engine_whose_logits_depend_on_the_batch_fails() -> None:
     assert verdict.exit_code == 1
     assert verdict.sentences[0] == (
         "batch invariance: engine is 3, the limit is 0 (logits of an image that depend on the batch it comes in)."
+    )
+
+
+def counted(kind: Kind, top1: float, lost: int, gained: int, images: int = 1000, difference: float = 0.1) -> Stage:
+    """A stage that was compared with PyTorch quantized image by image."""
+    found = {"lost": lost, "gained": gained, "flips": lost + gained, "max_logit_difference": difference}
+    return stage(kind, top1, images=images).model_copy(update=found)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "limit", "undecided"),
+    [
+        (0, 0, 0.1, True),  # 1,000 images without a flip leave a third of a point open
+        (0, 0, 0.3, False),
+        (5, 5, 0.5, True),
+        (5, 5, 1.0, False),
+        (60, 50, 2.0, True),
+    ],
+)
+def test_a_drop_that_so_few_images_leave_open_is_undecided(
+    lost: int, gained: int, limit: float, undecided: bool
+) -> None:
+    engine = counted("engine", 89.5 - (lost - gained) / 10, lost, gained)
+    limits = {"max_drop": limit, "max_flips": 1000}
+    gates, verdict = judge([FLOAT, QUANTIZED, engine], Limits(**limits))  # type: ignore[arg-type]
+    assert gates[0].undecided is undecided and gates[0].passed is not undecided
+    assert verdict.exit_code == (1 if undecided else 0)
+    assert gates[0].interval is not None and (gates[0].interval[1] > limit) is undecided
+    gates, verdict = judge([FLOAT, QUANTIZED, engine], Limits(**limits, allow_undecided=True))  # type: ignore[arg-type]
+    assert verdict.exit_code == 0 and gates[0].undecided is undecided
+    wanted = "All 2 gates passed, 1 of them undecided." if undecided else "All 2 gates passed."
+    assert verdict.sentences[0] == wanted
+
+
+def test_equal_logits_are_certain_however_few_the_images() -> None:
+    gates, verdict = judge([FLOAT, QUANTIZED, counted("engine", 89.5, 0, 0, images=1000, difference=0.0)], Limits())
+    assert verdict.exit_code == 0
+    assert (gates[0].interval, gates[0].undecided) == (None, False)
+
+
+def test_an_undecided_gate_says_its_interval_and_the_ways_out() -> None:
+    _, verdict = judge([FLOAT, QUANTIZED, counted("engine", 89.5, 0, 0)], Limits())
+    assert verdict.sentences == [
+        "accuracy drop: engine is 0, the limit is 0.1 (points of top-1 against PyTorch quantized; undecided: on 1,000 "
+        "images the drop lies between -0.28 and 0.28 points (95 %)).",
+        "More images would decide it; --allow-undecided passes it as it is.",
+    ]
+
+
+def test_a_drop_over_its_limit_is_broken_and_not_undecided() -> None:
+    gates, verdict = judge([FLOAT, QUANTIZED, counted("engine", 88.5, 10, 0)], Limits(max_flips=99))
+    assert (gates[0].passed, gates[0].undecided, verdict.exit_code) == (False, False, 1)
+    assert (
+        judge([FLOAT, QUANTIZED, counted("engine", 88.5, 10, 0)], Limits(max_flips=99, allow_undecided=True))[
+            1
+        ].exit_code
+        == 1
+    )
+
+
+def test_the_drop_of_quantization_counts_what_float_has_right() -> None:
+    """Float gains 30 images on quantized and loses 25: quantization loses half a point, somewhere from -1 to 2."""
+    floating = counted("float", 90.0, 25, 30)
+    gates, _ = judge([floating, QUANTIZED, ENGINE], Limits(max_float_drop=0.5))
+    (gate,) = (g for g in gates if g.name == "drop of quantization")
+    assert gate.value == 0.5 and gate.undecided
+    assert gate.interval is not None and gate.interval[0] < -0.9 and gate.interval[1] > 1.9
+    gates, _ = judge([floating, QUANTIZED, ENGINE], Limits(max_float_drop=2.5))
+    assert all(g.passed for g in gates)
+
+
+def test_what_images_show_is_said_in_numbers() -> None:
+    row = QUANTIZED.model_copy(update={"top1_interval": (87.43, 91.25)})
+    assert what_images_show(row) == (
+        "1,000 images: top-1 on all such lies between 87.43 % and 91.25 % (95 %); a drop under 0.6 points could not "
+        "have been told from chance."
     )

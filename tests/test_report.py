@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 import math
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from engines.errors import InputError
+from engines.images import ArrayImages
 from engines.plan_model import EnginePlan, FloatIsland, Share
+from engines.preprocess import Preprocessing
+from faq_deploy.class_table import MOST_CLASSES
+from faq_deploy.comparison import comparison_of
+from faq_deploy.flip_gallery import MOST_FLIPS, thumbnail
 from faq_deploy.plots import MOST_RANGES
 from faq_deploy.report import write_html, write_json
 from faq_deploy.report_model import Engine, Epoch, Gate, Layer, Report, Stage, Verdict, headline
+from faq_deploy.report_parts import Baseline, ClassRow, Flip
+from faq_deploy.statistics import Pairs
 
 FLOAT = Stage(name="PyTorch float", kind="float", images=200, top1=98.5, max_logit_difference=0.25)
 QUANTIZED = Stage(name="PyTorch quantized", kind="quantized", images=200, top1=98.0, flips=0)
@@ -32,6 +41,7 @@ REFERENCE = Stage(
     max_logit_difference=0.0,
 )
 ENGINE = REFERENCE.model_copy(update={"name": "engine onnxruntime", "kind": "engine"})
+GREY = Preprocessing(resize=None, crop=None, color="L", mean=(0.5,), std=(0.5,))
 SKIPPED = Stage(name="tensorrt-rtx-sm86", kind="engine", skipped="no NVIDIA GPU here")
 RELU = Layer(
     name="relu1",
@@ -341,3 +351,144 @@ def test_headline_claims_everywhere_only_if_every_stage_was_compared_and_equal(
     any_codes = any(has_codes for _, has_codes, _ in found)
     said = headline(report(stages=[FLOAT, QUANTIZED, *stages]))
     assert said.startswith("The same integers everywhere") == (equal and any_codes)
+
+
+def rich() -> Report:
+    """A report with something in every section."""
+    pixel = thumbnail(ArrayImages(np.zeros((1, 4, 4, 1), np.uint8), np.zeros(1, np.int64), ("a",), GREY), 0)
+    stages = [FLOAT, QUANTIZED, REFERENCE.model_copy(update={"images": 20}), ENGINE, SKIPPED]
+    timed = {"latency_ms": 1.5, "latency_p90_ms": 2.0, "largest_batch": 32, "top1_interval": (95.0, 99.0)}
+    names = [stage.name for stage in (FLOAT, QUANTIZED, ENGINE)]
+    return report(
+        stages=[stage if stage.skipped else stage.model_copy(update=timed) for stage in stages],
+        gates=[
+            Gate(name="top-1", limit=95, value=98, passed=True, at_least=True),
+            Gate(name="accuracy drop: engine", limit=0.1, value=0.0, passed=False, undecided=True),
+            Gate(name="flips: engine", limit=0, value=3, passed=False),
+        ],
+        layers=[RELU.model_copy(update={"histogram": [9, 4, 0, 1], "zero": 0.64, "clipped": 0.07})],
+        engines=[
+            Engine(name="onnxruntime", runtime="onnxruntime", status="ran", bytes=10, seconds=1.0, int8_share=0.75)
+        ],
+        classes=[
+            ClassRow(name="cat", images=100, right=dict(zip(names, (99, 97, 97), strict=True))),
+            ClassRow(name="cow", images=0, right=dict.fromkeys(names, 0)),
+        ],
+        flips=[
+            Flip(
+                image="cat/1.jpg",
+                label="cat",
+                answers=dict(zip(names, ("cat", "cow", "cow"), strict=True)),
+                thumbnail=pixel,
+            )
+        ],
+        training=[Epoch(epoch=1, loss=0.5, lr=0.1, top1=97.0)],
+        baseline=Baseline(
+            run="last",
+            created=report().created,
+            faq_deploy="0.0.9",
+            top1=97.5,
+            images=200,
+            same_images=True,
+            same_network=False,
+            comparison=comparison_of("last", "now", Pairs(200, 2, 3, 6)),
+        ),
+        recipe={"bits": 8},
+        warnings=["one"],
+    )
+
+
+def section(html: str, title: str) -> str:
+    """What stands under a heading, as text."""
+    inside = html.split(f"<h2>{title}</h2>", 1)[1].split("</section>")[0]
+    return " ".join(unescape(re.sub("<[^>]*>", " ", inside)).replace("\xa0", " ").split())
+
+
+def test_a_class_without_images_says_so_and_has_no_accuracy(tmp_path: Path) -> None:
+    said = section(page(tmp_path, rich()), "Classes")
+    assert "cat 100 99.00 97.00 2.00" in said
+    assert "cow 0 images – – –" in said
+    assert "1 other stage is right as often as PyTorch quantized in every class." in said
+
+
+def test_many_classes_are_cut_to_those_that_changed_most(tmp_path: Path) -> None:
+    rows = [
+        ClassRow(name=f"c{i}", images=10, right={FLOAT.name: 9, QUANTIZED.name: 1 if i == 700 else 9})
+        for i in range(1000)
+    ]
+    html = page(tmp_path, report(classes=rows))
+    assert '<th scope="row">c700</th>' in html
+    assert f"Shown are the {MOST_CLASSES} classes that changed most; {1000 - MOST_CLASSES} others" in html
+    assert len(html) < 100_000
+
+
+def test_a_flip_shows_its_picture_and_who_answered_what(tmp_path: Path) -> None:
+    html = page(tmp_path, rich())
+    assert 'alt="cat/1.jpg, of class cat"' in html
+    (source,) = [value for name, value in Elements(html).attributes if name == "src"]
+    assert source.startswith("data:image/jpeg;base64,")
+    said = section(html, "Images that flipped")
+    assert "✔ cat: PyTorch float" in said
+    assert "✘ cow: PyTorch quantized, engine onnxruntime" in said
+
+
+def test_limits_have_their_direction_and_outcomes_are_words(tmp_path: Path) -> None:
+    said = section(page(tmp_path, rich()), "Gates")
+    assert "top-1 98 ≥ 95 ✔ passed" in said
+    assert "accuracy drop: engine 0 ≤ 0.1 ✘ failed, undecided" in said
+    assert "flips: engine 3 ≤ 0 ✘ failed" in said
+
+
+def test_codes_latency_and_baseline_are_told(tmp_path: Path) -> None:
+    html = page(tmp_path, rich())
+    assert 'aria-label="percent of the codes, from the lowest to the highest: 64, 29, 0, 7"' in html
+    assert "64 % 7.00 %" in section(html, "Layers")
+    assert "Batches of up to 32 images" in section(html, "Latency")
+    assert ">1.5 ms<" in html
+    assert "ran 20 images only" in section(html, "Accuracy")
+    said = section(html, "Against last")
+    assert "97.50 % top-1 on 200 images on 2026-11-25" in said
+    assert "2 lost, 3 gained, 6 answered otherwise; the exact McNemar test gives p = 1." in said
+    assert "75.0 %" in section(html, "Engines")
+
+
+def test_a_thumbnail_can_be_nothing_but_base64() -> None:
+    with pytest.raises(ValidationError):
+        Flip(image="a", label="b", answers={}, thumbnail='"><script>')
+    assert Flip(image="a", label="b", answers={}).thumbnail == ""
+
+
+def test_page_with_every_section_is_well_formed_and_its_ids_are_unique(tmp_path: Path) -> None:
+    found = Elements(page(tmp_path, rich()))
+    ids = [value for name, value in found.attributes if name == "id"]
+    assert found.open == [] and len(ids) == len(set(ids))
+    assert "script" not in found.tags
+
+
+def test_a_report_of_resnet152_and_imagenet_stays_under_three_megabytes(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    rgb = Preprocessing(resize=None, crop=None)
+    picture = thumbnail(ArrayImages(noise, np.zeros(1, np.int64), ("a",), rgb), 0)
+    names = [f"stage {i}" for i in range(6)]
+    layers = [
+        RELU.model_copy(
+            update={"name": f"layer{i}.conv", "histogram": list(range(99990, 100006)), "zero": 0.5, "clipped": 0.1}
+        )
+        for i in range(510)
+    ]
+    content = rich().model_copy(
+        update={
+            "layers": layers,
+            "classes": [ClassRow(name=f"n{i:08}", images=50, right=dict.fromkeys(names, 35)) for i in range(1000)],
+            "flips": [
+                Flip(image=f"{i}.JPEG", label="n1", answers=dict.fromkeys(names, "n2"), thumbnail=picture)
+                for i in range(MOST_FLIPS)
+            ],
+            "stages": [
+                ENGINE.model_copy(update={"name": name, "latency_ms": 1.0, "top1_interval": (97.0, 99.0)})
+                for name in names
+            ],
+        }
+    )
+    html = page(tmp_path, content)
+    assert 500_000 < len(html.encode()) < 3_000_000

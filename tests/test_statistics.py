@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faq_deploy.statistics import Pairs, drop_interval, mcnemar, pairs_of, smallest_visible_drop, wilson
+from faq_deploy.statistics import (
+    Pairs,
+    drop_interval,
+    independent_drop,
+    mcnemar,
+    pairs_of,
+    smallest_visible_drop,
+    wilson,
+)
 
 
 def pairs(images: int, lost: int, gained: int) -> Pairs:
@@ -76,3 +84,17 @@ def test_interval_of_a_drop_holds_the_truth_as_often_as_it_says(lost: float, gai
     truth = 100 * (lost - gained)
     covered = np.mean([low <= truth <= high for low, high in intervals])
     assert 0.94 <= covered <= 0.99
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.9), (0.7, 0.68), (0.99, 0.97)])
+def test_interval_between_two_samples_holds_the_truth_as_often_as_it_says(before: float, after: float) -> None:
+    images, draws = 400, 2000
+    rng = np.random.default_rng(1)
+    first, second = rng.binomial(images, before, draws), rng.binomial(images, after, draws)
+    around = {count: wilson(int(count), images) for count in {*first.tolist(), *second.tolist()}}
+    intervals = [
+        independent_drop(100 * a / images, 100 * b / images, around[a], around[b])
+        for a, b in zip(first.tolist(), second.tolist(), strict=True)
+    ]
+    truth = 100 * (before - after)
+    assert 0.93 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.98

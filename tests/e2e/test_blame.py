@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -107,6 +108,21 @@ def report_of(run: Path) -> dict[str, object]:
     return found
 
 
+def failed(call: Call, run: Path, folder: Path, *options: object) -> Result:
+    """An evaluation that ends with exit code 1 and with JUnit failures, each of which says the likely cause."""
+    result = call("eval", run, *options, "--junit", folder / "junit.xml")
+    assert result.exit_code == 1, result.output
+    failures = failures_in(folder / "junit.xml")
+    assert failures and all("Likely cause: " in said for said in failures.values())
+    return result
+
+
+def failures_in(path: Path) -> dict[str | None, str]:
+    """The failed test cases of a JUnit file and what they say."""
+    cases = ElementTree.parse(path).getroot().findall("testcase")
+    return {case.get("name"): failure.text or "" for case in cases for failure in case.findall("failure")}
+
+
 def rewritten(run: Path, change: Callable[[onnx.ModelProto], None]) -> None:
     """Change model.onnx and record it as if the exporter had written it so: else its sha256 would tell."""
     path = run / "model.onnx"
@@ -155,7 +171,7 @@ def test_clean_run_passes_and_blames_nobody(call: Call, coloured: Path) -> None:
     assert report_of(coloured)["blame"] is None
 
 
-def test_a_weight_code_that_is_one_off_is_named_with_its_layer(call: Call, coloured: Path) -> None:
+def test_a_weight_code_that_is_one_off_is_named_with_its_layer(call: Call, coloured: Path, tmp_path: Path) -> None:
     named: list[str] = []
 
     def change(model: onnx.ModelProto) -> None:
@@ -167,8 +183,7 @@ def test_a_weight_code_that_is_one_off_is_named_with_its_layer(call: Call, colou
 
     rewritten(coloured, change)
     built_anew(call, coloured)
-    result = call("eval", coloured)
-    assert result.exit_code == 1
+    result = failed(call, coloured, tmp_path, "--markdown", tmp_path / "summary.md")
     lines = first_lines(result)
     assert f" first leaves PyTorch quantized in {named[0]} (module 3)" in lines
     assert "in channel 3" in lines
@@ -176,9 +191,12 @@ def test_a_weight_code_that_is_one_off_is_named_with_its_layer(call: Call, colou
     blame = report_of(coloured)["blame"]
     assert isinstance(blame, dict)
     assert (blame["layer"], blame["cause"], blame["channel"]) == (named[0], "changed file", 3)
+    failures = failures_in(tmp_path / "junit.xml")
+    assert "numbers in model.onnx" in failures and "codes: engine onnxruntime" in failures
+    assert "Likely cause: model.onnx is not the net" in (tmp_path / "summary.md").read_text("utf-8")
 
 
-def test_a_doubled_scale_is_named_with_its_factor(call: Call, coloured: Path) -> None:
+def test_a_doubled_scale_is_named_with_its_factor(call: Call, coloured: Path, tmp_path: Path) -> None:
     named: list[str] = []
 
     def change(model: onnx.ModelProto) -> None:
@@ -190,8 +208,7 @@ def test_a_doubled_scale_is_named_with_its_factor(call: Call, coloured: Path) ->
     refused = call("build", coloured, "--runtime", "onnxruntime", "--force")
     assert refused.exit_code == 2 and f"Conv {named[0]}: the bias of channel" in refused.output
     without_engines(coloured)
-    result = call("eval", coloured, "--allow-skip")
-    assert result.exit_code == 1, result.output
+    result = failed(call, coloured, tmp_path, "--allow-skip")
     lines = first_lines(result)
     assert f"integer reference (NumPy) first leaves PyTorch quantized in {named[0]}" in lines
     assert "Likely cause: model.onnx is not the net" in lines and "by a factor of 2" in lines
@@ -205,7 +222,7 @@ def test_a_file_that_was_changed_after_export_is_refused(call: Call, coloured: P
     assert "was changed after `faq-deploy export` wrote it" in result.output
 
 
-def test_swapped_mean_and_std_in_the_file_are_named(call: Call, coloured: Path) -> None:
+def test_swapped_mean_and_std_in_the_file_are_named(call: Call, coloured: Path, tmp_path: Path) -> None:
     def change(model: onnx.ModelProto) -> None:
         entry = next(prop for prop in model.metadata_props if "preprocessing" in prop.key)
         facts = json.loads(entry.value)
@@ -215,8 +232,7 @@ def test_swapped_mean_and_std_in_the_file_are_named(call: Call, coloured: Path) 
     assert "preprocessing" in metadata_of(onnx.load(coloured / "model.onnx"))
     rewritten(coloured, change)
     built_anew(call, coloured)
-    result = call("eval", coloured)
-    assert result.exit_code == 1
+    result = failed(call, coloured, tmp_path)
     assert "mean and std are swapped" in first_lines(result)
 
 
@@ -224,8 +240,7 @@ def test_a_net_quantized_with_swapped_mean_and_std_is_found_by_trying(
     call: Call, colours: Path, tmp_path: Path
 ) -> None:
     run = make_run(call, colours, tmp_path / "run", "--mean", STD, "--std", MEAN)
-    result = call("eval", run, "--min-top1", 70)
-    assert result.exit_code == 1
+    result = failed(call, run, tmp_path, "--min-top1", 70)
     assert "Likely cause: mean and std are swapped" in first_lines(result)
 
 
@@ -233,8 +248,7 @@ def test_bgr_images_are_found_by_trying(call: Call, colours: Path, coloured: Pat
     data = Path(shutil.copytree(colours / "data", tmp_path / "bgr"))
     for path in sorted((data / "val").rglob("*.png")):
         Image.fromarray(np.asarray(Image.open(path))[..., ::-1].copy()).save(path)
-    result = call("eval", coloured, "--data", data)
-    assert result.exit_code == 1
+    result = failed(call, coloured, tmp_path, "--data", data)
     assert "Likely cause: the images are BGR where the net wants RGB" in first_lines(result)
     assert "fall since quantize" in result.output
 
@@ -256,8 +270,7 @@ def test_permuted_classes_are_named(call: Call, colours: Path, coloured: Path, t
         (data / "val" / name).rename(data / "val" / f"{name}.moved")
     for old, new in zip(names, [*names[1:], names[0]], strict=True):
         (data / "val" / f"{old}.moved").rename(data / "val" / new)
-    result = call("eval", coloured, "--data", data)
-    assert result.exit_code == 1
+    result = failed(call, coloured, tmp_path, "--data", data)
     lines = first_lines(result)
     assert "the classes are in another order: 3 of 8" in lines
     assert "green is called blue" in lines
@@ -270,9 +283,8 @@ def for_vnni(call: Call, colours: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.skipif(VNNI, reason="this CPU has VNNI, so that 8-bit kernels don't saturate")
-def test_saturating_kernels_are_named_on_a_cpu_without_vnni(call: Call, for_vnni: Path) -> None:
-    result = call("eval", for_vnni)
-    assert result.exit_code == 1, result.output
+def test_saturating_kernels_are_named_on_a_cpu_without_vnni(call: Call, for_vnni: Path, tmp_path: Path) -> None:
+    result = failed(call, for_vnni, tmp_path)
     assert "Likely cause: this CPU has no VNNI" in first_lines(result)
 
 
@@ -286,7 +298,7 @@ def test_saturating_kernels_are_named_on_an_emulated_haswell(colours: Path, for_
     sizes = ["--code-images", "2", "--reference-images", "1"]
     command = [*program, "eval", str(for_vnni), "--data", str(data), *sizes]
     environment = {**os.environ, "COLUMNS": "140"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Likely cause: this CPU has no VNNI" in "".join(done.stdout.splitlines(keepends=True)[:5])
 

@@ -197,6 +197,7 @@ def test_eval_of_an_engine_that_is_not_here_is_exit_code_3(call: Call, bundle: P
         (("--engine", "r18"), "has no engine r18"),
         (("--max-float-drop", "1"), "needs the float net"),
         (("--max-fall", "1"), "needs what quantize measured"),
+        (("--junit", "junit.xml"), "--junit goes with a run"),
         (("--data", "nowhere"), "The data folder nowhere does not exist"),
     ],
 )
