@@ -40,7 +40,7 @@ def test_zero_is_a_limit_of_its_own(tmp_path: Path) -> None:
 
 
 def test_every_gate_has_a_flag() -> None:
-    flags = (
+    flags: tuple[str, ...] = (
         "--max-drop",
         "1",
         "--drop-against",
