@@ -16,6 +16,7 @@ from faq_deploy.cli_inspect import inspect_options
 from faq_deploy.cli_lint import lint
 from faq_deploy.cli_options import float_options, json_option, training_options
 from faq_deploy.cli_recipes import recipes
+from faq_deploy.cli_snap import snap
 
 __all__ = ["main"]
 
@@ -241,6 +242,7 @@ main.add_command(analyze)
 main.add_command(compare)
 main.add_command(lint)
 main.add_command(recipes)
+main.add_command(snap)
 
 
 @main.command()

@@ -1,6 +1,6 @@
 """A small net exported by other tools, as files for the tests: tests/peer_files/brevitas.onnx and modelopt.onnx.
 
-Install: pip install brevitas==0.13.4, or nvidia-modelopt==0.47.0; an environment of its own for each is best
+Install: pip install brevitas==0.13.4 onnxoptimizer, or nvidia-modelopt==0.47.0; best in an environment of its own
 
 python benchmarks/peers/small_onnx.py brevitas tests/peer_files/brevitas.onnx
 python benchmarks/peers/small_onnx.py modelopt tests/peer_files/modelopt.onnx

@@ -78,6 +78,7 @@ def test_every_verb_shows_its_help(program: Path) -> None:
         "bundle",
         "verify",
         "lint",
+        "snap",
         "doctor",
         "recipes",
     ):

@@ -156,6 +156,6 @@ def test_eval_without_torch_names_the_way_that_needs_none(image: Image) -> None:
 def test_recipes_and_help_need_no_torch(image: Image) -> None:
     assert "faq-4bit" in image.run("recipes").stdout
     assert image.run("recipes", "show", "faq-4bit").stdout.startswith("#")
-    for verb in ("quantize", "train", "inspect", "export", "build", "eval", "bundle", "verify", "lint", "demo"):
+    for verb in ("quantize", "train", "inspect", "export", "build", "eval", "bundle", "verify", "lint", "snap", "demo"):
         done = image.run(verb, "--help")
         assert (done.returncode, done.stderr) == (0, ""), verb
