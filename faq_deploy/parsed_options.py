@@ -9,10 +9,11 @@ from engines.errors import InputError
 from faq_deploy.evaluate import EvalOptions
 from faq_deploy.limits import Limits, limits_from, read_limits
 from faq_deploy.new_run import QuantizeOptions
+from faq_deploy.number_list import numbers
 from faq_deploy.report_files import ReportFiles
 from faq_deploy.run_data import DataOptions
 
-__all__ = ["eval_options", "numbers", "precisions", "report_files", "training_options"]
+__all__ = ["eval_options", "precisions", "report_files", "training_options"]
 
 _RECIPE_KEYS: Final = {
     "target": "target",
@@ -116,14 +117,3 @@ def eval_options(options: dict[str, Any]) -> tuple[EvalOptions, str | None]:
 def report_files(options: dict[str, Any]) -> ReportFiles:
     """What `eval` writes for CI systems, from what Click parsed."""
     return ReportFiles(junit=options["junit"], markdown=options["markdown"])
-
-
-def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """The numbers of `--mean` or `--std`, an InputError if they are none."""
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        example = "0.485,0.456,0.406" if option == "--mean" else "0.229,0.224,0.225"
-        raise InputError(f"{option} {text} is not a list of numbers.", f"write {option} {example}") from error
