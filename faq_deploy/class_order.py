@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from engines.image_files import is_number
 from engines.swaps import is_gain
@@ -46,6 +45,8 @@ def other_class_order(answers: IntArray, labels: IntArray, classes: Sequence[str
     Returns:
         The order, if it gains more than luck can; None where it is the given one, or gains nothing.
     """
+    from scipy.optimize import linear_sum_assignment
+
     # within a class every other image: a set may be sorted by class
     order = np.argsort(labels, kind="stable")
     learn, judge = order[::2], order[1::2]

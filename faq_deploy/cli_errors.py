@@ -25,6 +25,7 @@ _EXTRAS: Final = {
     "lightning_fabric": "torch",
     "jinja2": "torch",
     "matplotlib": "torch",
+    "scipy": "torch",
     "sklearn": "demo",
     "timm": "timm",
 }

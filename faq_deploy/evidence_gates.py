@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from onnx import helper
-from scipy.stats import binom
 
 from engines.file_changes import ConstantChange, changed_constants, changed_facts
 from engines.onnx_metadata import metadata_of, modules_of
@@ -125,6 +124,8 @@ def fall_gate(run: RunFolder, quantized: Stage, max_fall: float | None) -> Gate 
     Returns:
         None where `quantize` left no figure.
     """
+    from scipy.stats import binom
+
     recorded = run.manifest().steps["quantize"].facts.get("top1")
     if not isinstance(recorded, int | float) or quantized.top1 is None:
         return None

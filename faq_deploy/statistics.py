@@ -8,7 +8,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, norm
 
 __all__ = [
     "CONFIDENCE",
@@ -81,6 +80,8 @@ def wilson(right: int, images: int, confidence: float = CONFIDENCE) -> Interval:
         images: of how many, at least one.
         confidence: such as 0.95.
     """
+    from scipy.stats import binomtest
+
     found = binomtest(right, images).proportion_ci(confidence, method="wilson")
     return Interval(100 * max(found.low, 0.0), 100 * min(found.high, 1.0))
 
@@ -94,6 +95,8 @@ def mcnemar(pairs: Pairs) -> float:
     Returns:
         The p-value; 1 where no image was lost or gained.
     """
+    from scipy.stats import binomtest
+
     discordant = pairs.lost + pairs.gained
     return float(binomtest(pairs.lost, discordant).pvalue) if discordant else 1.0
 
@@ -109,6 +112,8 @@ def drop_interval(pairs: Pairs, confidence: float = CONFIDENCE) -> Interval:
         based on paired data, J. Educational and Behavioral Statistics 37 (2012): one image is added to the lost and one
         to the gained, so that it has a width where none was seen.
     """
+    from scipy.stats import norm
+
     images = pairs.images + 2
     lost, gained = (pairs.lost + 1) / images, (pairs.gained + 1) / images
     middle = lost - gained
@@ -129,6 +134,8 @@ def smallest_visible_drop(images: int, gained: int = 0, confidence: float = CONF
     Returns:
         Points of top-1; None where not even the loss of all other images could be told from chance.
     """
+    from scipy.stats import binomtest
+
     for lost in range(gained + 1, images - gained + 1):
         if binomtest(lost, lost + gained).pvalue < 1 - confidence:
             return 100 * (lost - gained) / images
