@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,7 @@ from engines.qdq_graph import load_model, read_graph
 from engines.runner import FloatArray
 from faq_deploy.data import default_preprocessing, open_data
 from faq_deploy.run_data import DataOptions, preprocessing_for
-
-if TYPE_CHECKING:
-    from faq_deploy.statistics import Interval, Pairs
+from faq_deploy.statistics import Interval, Pairs, drop_interval, mcnemar, pairs_of, wilson
 
 __all__ = ["SnapAccuracy", "images_for", "measure"]
 
@@ -73,8 +71,10 @@ def images_for(model: Path, options: DataOptions) -> ImageSet:
 
     Raises:
         InputError: no such data, or the file doesn't read images.
+        CannotRunHere: scipy is not installed.
     """
     assert options.data is not None
+    _require_scipy()  # before anything is written
     preprocessing = preprocessing_for(options, default_preprocessing(options.data) or _preprocessing_of(model))
     folder = Path(options.data).expanduser()
     if folder.is_dir():
@@ -109,11 +109,8 @@ def measure(
 
     Raises:
         InputError: a bad image, images that don't fit the file, or another number of classes.
-        CannotRunHere: onnxruntime or scipy is not installed.
+        CannotRunHere: onnxruntime is not installed.
     """
-    _require_scipy()
-    from faq_deploy.statistics import drop_interval, mcnemar, pairs_of, wilson
-
     bad = BadImages()
     runners = [OrtRunner(path, oracle=True) for path in (before, after)]
     fixed = read_graph(load_model(before)).input_shape[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.errors import InputError
+from engines.errors import CannotRunHere, InputError
 from engines.images import ArrayImages
 from engines.preprocess import Preprocessing
 from faq_deploy.run_data import DataOptions
@@ -104,3 +105,10 @@ def test_file_that_reads_no_images_is_refused_with_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"reads a tensor of shape \('any', 128\), not images"):
         images_for(path, DataOptions(data=str(tmp_path)))
     assert onnx.load(path).graph.name == "net"
+
+
+def test_missing_scipy_is_said_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = by_brightness(tmp_path / "net", 1.5, 3.5)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(CannotRunHere, match="--data needs scipy"):
+        images_for(path, DataOptions(data=str(tmp_path)))

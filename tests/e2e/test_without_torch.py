@@ -76,9 +76,11 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(image: Image) -> None:
     assert "pip install 'faq-deploy[torch]'" in checks["torch"]["remedy"]
 
 
-def test_lint_and_build_need_no_torch(image: Image, model: str) -> None:
+def test_lint_snap_and_build_need_no_torch(image: Image, model: str) -> None:
     done = image.run("lint", model)
     assert (done.returncode, done.stdout) == (0, f"{model}, for target tensorrt: nothing to remark.\n")
+    done = image.run("snap", model, "-o", "po2.onnx")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "po2.onnx, for target tensorrt: nothing to remark.")
     done = image.run("build", model, "--runtime", "onnxruntime", "-o", "engines", "--json")
     assert done.returncode == 0, done.stderr
     assert [engine["status"] for engine in json.loads(done.stdout)["engines"]] == ["built"]
