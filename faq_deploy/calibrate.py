@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -48,7 +48,11 @@ class ActivationRange:
 
 
 def calibrate(
-    net: QuantizedNet, batches: Iterable[Tensor], section: CalibrationSection, target: Target
+    net: QuantizedNet,
+    batches: Iterable[Tensor],
+    section: CalibrationSection,
+    target: Target,
+    name_of: Callable[[int], str] | None = None,
 ) -> list[ActivationRange]:
     """Measure ranges in float, fix all exponents, and switch the net to quantized mode.
 
@@ -57,12 +61,13 @@ def calibrate(
         batches: float32 images, shape (N, C, H, W), normalized; not looked at by method `fixed`.
         section: method, percentiles and rounding of the recipe.
         target: `paper` gives pooled tensors the exponent of what they pool (A20).
+        name_of: names the image that came as number 0, 1, ..., for errors.
 
     Returns:
         One record a quantizer, in graph order.
 
     Raises:
-        InputError: no batch; NaN or Inf in an activation (the layer is named).
+        InputError: no batch; NaN or Inf in an activation (the layer and the image are named).
     """
     nodes = {node.name: node for node in net.graph if node.kind == "quantize"}
     quantizers = net.quantizers()
@@ -70,7 +75,7 @@ def calibrate(
         own = {name: _fixed_exponent(q) for name, q in quantizers.items()}
         y = {name: math.ldexp(q.grid.max_code, own[name]) for name, q in quantizers.items()}
     else:
-        _observe(net, batches, section)
+        _observe(net, batches, section, name_of or (lambda position: f"number {position + 1}"))
         y = {name: _range(name, q) for name, q in quantizers.items()}
         own = {name: _exponent(y[name], q, section) for name, q in quantizers.items()}
     exponents = _settle(nodes, own, target)
@@ -85,7 +90,9 @@ def calibrate(
     return [_record(name, q, y[name]) for name, q in quantizers.items()]
 
 
-def _observe(net: QuantizedNet, batches: Iterable[Tensor], section: CalibrationSection) -> None:
+def _observe(
+    net: QuantizedNet, batches: Iterable[Tensor], section: CalibrationSection, name_of: Callable[[int], str]
+) -> None:
     assert section.method != "fixed"  # which looks at nothing
     for name, quantizer in net.quantizers().items():
         grid = quantizer.grid
@@ -97,10 +104,38 @@ def _observe(net: QuantizedNet, batches: Iterable[Tensor], section: CalibrationS
     count = 0
     with torch.inference_mode():
         for batch in batches:
-            net(batch)
-            count += 1
+            try:
+                net(batch)
+            except _Stopped as error:
+                raise error.at_image(name_of(count + _culprit(net, batch))) from error
+            count += len(batch)
     if count == 0:
         raise InputError("there are no images to calibrate on.", "give a data folder with training images.")
+
+
+def _culprit(net: QuantizedNet, batch: Tensor) -> int:
+    """The first image of a batch that stops calibration by itself."""
+    for row in range(len(batch)):
+        try:
+            net(batch[row : row + 1])
+        except _Stopped:
+            return row
+    return 0
+
+
+class _Stopped(Exception):
+    """An activation that has no range."""
+
+    def __init__(self, layer: str, why: str) -> None:
+        super().__init__(layer, why)
+        self.layer, self.why = layer, why
+
+    def at_image(self, image: str) -> InputError:
+        """The error for the user."""
+        return InputError(
+            f"calibration stopped at layer {self.layer}, image {image}: {self.why}.",
+            "look for broken weights or images, or give the input another normalization.",
+        )
 
 
 class _Named:
@@ -113,10 +148,7 @@ class _Named:
         try:
             self.estimator.update(tensor)
         except CalibrationError as error:
-            raise InputError(
-                f"calibration stopped at layer {self.name}: {error}.",
-                "look for broken weights or images, or give the input another normalization.",
-            ) from error
+            raise _Stopped(self.name, str(error)) from error
 
     def result(self) -> float:
         return self.estimator.result()

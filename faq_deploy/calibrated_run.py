@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -12,7 +12,8 @@ import torch
 
 from engines.errors import InputError
 from engines.files import atomic_path
-from engines.image_batches import BadImages, OnBad, batches
+from engines.image_batches import BadImages, Batch, OnBad, batches
+from engines.images import ImageSet
 from engines.run_folder import RunFolder
 from faq_deploy import __version__, checkpoint
 from faq_deploy.calibrate import ActivationRange, calibrate
@@ -22,6 +23,7 @@ from faq_deploy.interrupt import Interrupted, StopSignals
 from faq_deploy.model_fit import example_of, require_batches, require_fit
 from faq_deploy.net import QuantizedNet
 from faq_deploy.output_folder import clear_output, remove_leftovers
+from faq_deploy.predictions import images_sha256
 from faq_deploy.recipe import Recipe, dump_toml, parse_recipe
 from faq_deploy.rewrite import rewrite
 from faq_deploy.run_data import DataFacts
@@ -109,8 +111,9 @@ def calibrate_run(
     net = rewrite(module, example, recipe)
     if looks:
         on_stage(f"calibrating on {images}")
+    seen: list[str] = []
     source = batches(splits.train, indices, section.batch_size, on_bad=on_bad, bad=bad)
-    ranges = calibrate(net, (torch.from_numpy(b.images) for b in source), section, recipe.target)
+    ranges = calibrate(net, _named(source, splits.train, seen), section, recipe.target, seen.__getitem__)
     warnings += _waste_warnings(ranges, section.waste_warning) if looks else []
     floating = copy.deepcopy(net) if corrects(section) else net
     if corrects(section):
@@ -203,12 +206,22 @@ def _record_calibrated(calibrated: Calibrated, splits: Splits, run: RunFolder, d
         facts={
             "data": data.model_dump(),
             "calibration_images": [splits.train.identity(int(i)) for i in calibration[:8]],
+            "calibration_images_sha256": images_sha256(
+                [splits.train.identity(int(i)) for i in calibration], splits.train.labels[calibration]
+            ),
             "float_top1": calibrated.float_top1,
             "top1": calibrated.top1,
             "warnings": calibrated.warnings,
         },
         after=["quantize", "export", "build", "eval", "analyze"],
     )
+
+
+def _named(source: Iterable[Batch], images: ImageSet, seen: list[str]) -> Iterator[torch.Tensor]:
+    """The batches as tensors; the names of their images are added to `seen`."""
+    for batch in source:
+        seen += [images.identity(int(index)) for index in batch.indices]
+        yield torch.from_numpy(batch.images)
 
 
 def _chance_warnings(float_top1: float, classes: int) -> list[str]:

@@ -39,7 +39,16 @@ _MODEL_AND_DATA: Final = (
 _RECIPE: Final = ("--recipe", "--epochs", "--lr", "--batch-size", "--seed", "--precision", "--set")
 _QUANTIZED: Final = ("--bits", "--target", "--cpu", "--keep", "--distill")
 _LAYERS: Final = ("--leaf", "--skip", "--int4-linear", "--model-output", "--certify")
-_PREPROCESSING: Final = ("--resize", "--crop", "--mean", "--std", "--interpolation", "--color", "--orientation")
+_PREPROCESSING: Final = (
+    "--resize",
+    "--crop",
+    "--mean",
+    "--std",
+    "--pixel-scale",
+    "--interpolation",
+    "--color",
+    "--orientation",
+)
 _RUN: Final = ("--output", "--resume", "--force", "--device", "--devices", "--workers", "--json", "--help")
 
 
@@ -129,6 +138,12 @@ _run = options(
     click.option("--crop", type=click.IntRange(0), help="Center crop in pixels; 0 takes the whole image."),
     mean_option,
     std_option,
+    click.option(
+        "--pixel-scale",
+        type=float,
+        help="What pixels are divided by first; 1 for a network that was trained on 0..255.",
+        show_default="255",
+    ),
     click.option("--interpolation", type=click.Choice(["bilinear", "bicubic", "nearest"]), help="Of the resize."),
     color_option,
     click.option("--orientation", type=click.Choice(["stored", "upright"]), help="Ignore or obey EXIF orientation."),

@@ -64,6 +64,7 @@ def training_options(model: str | None, options: dict[str, Any]) -> QuantizeOpti
         crop=options["crop"],
         mean=numbers("--mean", options["mean"]),
         std=numbers("--std", options["std"]),
+        scale=options["pixel_scale"],
         interpolation=options["interpolation"],
         color=options["color"],
         orientation=options["orientation"],

@@ -17,7 +17,7 @@ from engines.images import ImageFolder, ImageSet
 from engines.preprocess import Preprocessing
 from engines.run_folder import RunFolder
 from faq_deploy.data import Splits, default_preprocessing, open_data
-from faq_deploy.pixel_cache import CachedImages, cached
+from faq_deploy.pixel_cache import CachedImages
 from faq_deploy.shards import ShardImages, shard_spec
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _CHANNELS: Final = {"RGB": 3, "L": 1}
-_KEYS: Final = ("resize", "crop", "mean", "std", "interpolation", "color", "orientation")
+_KEYS: Final = ("resize", "crop", "mean", "std", "scale", "interpolation", "color", "orientation")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class DataOptions:
     crop: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    scale: float | None = None
     interpolation: str | None = None
     color: str | None = None
     orientation: str | None = None
@@ -141,6 +142,8 @@ def reopen_validation(
 ) -> tuple[ImageSet, str]:
     """The validation images of a run, and a line that describes them; the training images may be absent.
 
+    Their pixels are not kept: they are read once, and memory should not grow with their number.
+
     Args:
         facts: of the run.
         preprocessing: of the run.
@@ -154,13 +157,13 @@ def reopen_validation(
     root = Path(place).expanduser()
     shards = None if facts.train_fraction is not None or default_preprocessing(place) else shard_spec(place)
     if shards is not None:
-        found = cached(ShardImages(shards.val or shards.train, preprocessing, classes))
+        found = ShardImages(shards.val or shards.train, preprocessing, classes)
         return found, f"{shards.text}: {len(found):,} validation images, {len(classes)} classes"
     if facts.train_fraction is None and default_preprocessing(place) is None and root.is_dir():
         folders = class_folders(root)
         own = next((name for name in VALIDATION_FOLDERS if name in folders), None)
         if own is not None or set(folders) <= set(classes):
-            images = cached(ImageFolder(root if own is None else root / own, preprocessing, classes))
+            images = ImageFolder(root if own is None else root / own, preprocessing, classes)
             return images, f"{root}: {len(images):,} validation images, {len(classes)} classes"
     splits = reopen_data(facts, preprocessing, classes, instead)
     return splits.val, splits.description
@@ -238,12 +241,17 @@ def preprocessing_for(options: DataOptions, base: Preprocessing | None) -> Prepr
         channels, grey takes the average of the colours' mean and std, and colours take grey's.
 
     Raises:
-        InputError: a mean or std that cannot be.
+        InputError: a mean, std or scale that cannot be.
     """
     start = base or Preprocessing(resize=256, crop=224)
     given = {key: getattr(options, key) for key in _KEYS if getattr(options, key) is not None}
     given |= {key: None for key in ("resize", "crop") if given.get(key) == 0}
     wanted = {**start.model_dump(), **given}
+    if not (math.isfinite(wanted["scale"]) and 1e-30 < wanted["scale"] < 1e30):
+        raise InputError(
+            f"--pixel-scale {wanted['scale']:g} cannot be: it is not a positive, finite number.",
+            "pass 255 for values from 0 to 1, or 1 for a network that was trained on 0..255.",
+        )
     channels = _CHANNELS[wanted["color"]]
     for key in ("mean", "std"):
         values = cast(tuple[float, ...], wanted[key])

@@ -24,6 +24,7 @@ _WIDTH: Final = 160  # of a pipe or a log
 # `quantize` has these options and `inspect` has not: it reads no data and makes no run.
 _NOT_ASKED: Final[dict[str, Any]] = {
     **dict.fromkeys(("data", "train_fraction", "class_order", "resize", "crop", "interpolation", "orientation")),
+    "pixel_scale": None,
     "on_bad_image": "error",
     "output": Path(),
     "device": "cpu",

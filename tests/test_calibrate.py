@@ -121,7 +121,7 @@ def test_nan_activation_names_the_layer() -> None:
     data[0, 0, 0, 0] = float("nan")
     model = with_statistics(Small())
     net = rewrite(model, images(), make_recipe())
-    with pytest.raises(InputError, match="calibration stopped at layer input_quantizer"):
+    with pytest.raises(InputError, match="calibration stopped at layer input_quantizer, image number 1: "):
         calibrate(net, [data], CalibrationSection(), "tensorrt")
 
 
