@@ -189,7 +189,14 @@ def test_c50_the_same_seed_gives_the_same_bytes_whatever_workers_and_disk(
     torch.manual_seed(0)
     torch.save(_weights(nets), tmp_path / "w.pth")
     plain = noisy_folder(tmp_path / "data")
-    few = ("--set", "calibration.batches=5", "--set", "calibration.batch_size=8", "--num-classes", 10)
+    few: tuple[object, ...] = (
+        "--set",
+        "calibration.batches=5",
+        "--set",
+        "calibration.batch_size=8",
+        "--num-classes",
+        10,
+    )
     few += ("--weights", tmp_path / "w.pth")
     digests, facts = [], []
     for index, (data, workers, seed) in enumerate(
