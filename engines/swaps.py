@@ -18,7 +18,8 @@ from engines.runner import Runner
 __all__ = ["IMAGES", "Swap", "Trial", "is_gain", "restoring_swap", "spread", "swaps"]
 
 IMAGES: Final = 256  # that a mistake is tried on
-_FIRST: Final = 64  # of them, on which it has to gain anything at all: most gain nothing
+_QUARTER: Final = 4  # of them first: there it has to gain anything at all, and most gain nothing
+_WORTH: Final = 64  # images, below which a quarter says too little
 _AT_ONCE: Final = 32
 _CHANCE: Final = 1e-4  # of a gain by luck alone, below which it is none
 _POINTS: Final = 5.0
@@ -126,23 +127,24 @@ def spread(count: int, most: int = IMAGES) -> IndexArray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
-def restoring_swap(images: ImageSet, runner: Runner, *, goal: float | None = None) -> Trial | None:
+def restoring_swap(images: ImageSet, runner: Runner, *, goal: float | None = None, most: int = IMAGES) -> Trial | None:
     """Try all likely mistakes and find the one that restores top-1.
 
     Args:
         images: labelled.
         runner: of the net.
         goal: top-1 in percent that is good enough to stop looking.
+        most: images to try on.
 
     Returns:
         The best of the swaps that gain more than luck can; None where none does.
     """
-    pictures, chosen = _pixels(images, spread(len(images)))
+    pictures, chosen = _pixels(images, spread(len(images), most))
     if not len(chosen):
         return None
     labels, spec = images.labels[chosen], images.preprocessing
     plain = _right(runner, pictures, spec, labels)
-    few = slice(None, None, max(1, len(chosen) // _FIRST))
+    few = slice(None, None, _QUARTER if len(chosen) >= _WORTH else 1)
     best: Trial | None = None
     for swap in swaps(spec):
         right = _tried(images, chosen[few], swap, runner, pictures[few], labels[few])

@@ -13,7 +13,7 @@ from engines.images import ImageSet
 from engines.ort import OrtRunner
 from engines.parity import top1
 from engines.run_folder import RunFolder
-from engines.swaps import restoring_swap, spread
+from engines.swaps import IMAGES, restoring_swap, spread
 from faq_deploy.class_order import other_class_order
 from faq_deploy.evidence_gates import FALL, FileCheck
 from faq_deploy.first_layer import FirstLayer, walk
@@ -25,6 +25,7 @@ __all__ = ["ALL_STAGES", "Inquiry", "find_blame", "told"]
 
 ALL_STAGES = "all stages"
 _CHANCE = 1.2  # times what guessing gives: no more than luck
+_FEW = 96  # images that are tried where no gate broke: what restores top-1 from chance shows on these
 _ENOUGH = 95.0  # percent of the wanted top-1: a swap that reaches it is the one
 # gates on what an engine is, or how fast: no answer is wrong
 _NOT_ANSWERS = {"engine bytes", "INT8 share", "latency ratio", "required runtime", "bytes growth", "latency growth"}
@@ -175,13 +176,14 @@ def _of_images(asked: Inquiry, broken: Sequence[Gate]) -> tuple[Blame | None, li
     recorded = asked.run.manifest().steps["quantize"].facts.get("top1")
     recorded = float(recorded) if isinstance(recorded, int | float) else 0.0
     goal = _ENOUGH / 100 * recorded if recorded else None
-    chosen = spread(len(asked.images))
+    most = IMAGES if broken else _FEW
+    chosen = spread(len(asked.images), most)
     answers, labels = [], []
     for batch in batches(asked.images, chosen, on_bad="skip", bad=BadImages()):
         answers.append(top1(runner(batch.images)))
         labels.append(batch.labels)
     order = other_class_order(np.concatenate(answers), np.concatenate(labels), classes) if answers else None
-    trial = restoring_swap(asked.images, runner, goal=goal)
+    trial = restoring_swap(asked.images, runner, goal=goal, most=most)
     order = order if order is not None and _restores(order.before, order.after, recorded) else None
     trial = trial if trial is not None and _restores(trial.before, trial.after, recorded) else None
     tried = "on images that a failed evaluation tries other preprocessing and class orders on"
