@@ -130,7 +130,7 @@ def evaluate(
     path = loaded.onnx_path
     check = check_file(loaded.quantized, path)
     others = [
-        Tally("integer reference (NumPy)", "reference", ReferenceRunner(path), limit=options.reference_images),
+        Tally("integer reference (NumPy)", "reference", ReferenceRunner(path), options.reference_images, one_pass=True),
         Tally("onnxruntime, optimizations off", "onnxruntime", OrtRunner(path, oracle=True)),
     ]
     in_float = any(node.is_float for node in loaded.quantized.net.graph)
@@ -143,9 +143,10 @@ def evaluate(
     try:
         for batch in batches(images, None, options.batch_size, on_bad=options.on_bad, bad=bad):
             count = max(0, options.code_images - quantized.images)
-            shares = _run_batch(batch.images, batch.labels, quantized, [floating, *others], in_float)
-            compared = [(tally, min(images_run, count)) for tally, images_run in shares]
+            shown = [tally for tally in others if tally.runner is not None]
+            compared = [(tally, min(tally.share(len(batch.labels)), count)) for tally in shown]
             compare_codes(loaded.quantized, batch.images, compared, histograms)
+            _run_batch(batch.images, batch.labels, quantized, [floating, *others], in_float)
             ran.append(batch.indices)
             on_images(len(batch.labels))
     finally:
@@ -247,19 +248,14 @@ def _differences(stages: Sequence[Tally]) -> Iterator[str]:
 
 def _run_batch(
     images: np.ndarray, labels: np.ndarray, quantized: Tally, others: Sequence[Tally], in_float: bool
-) -> list[tuple[Tally, int]]:
-    """Run every stage; the ones that have codes, and how many of the images each of them ran."""
+) -> None:
+    """Run every stage."""
     wanted = quantized.run(images, labels, None)
-    shares = []
     for tally in others:
         if tally.runner is None:
             continue
-        before = tally.images
         tally.run(images, labels, wanted)
         tally.try_batches(images, judged=not in_float)  # nobody promises that a float sum is the same in every batch
-        if tally.kind != "float":
-            shares.append((tally, tally.images - before))
-    return shares
 
 
 def _weights(facts: NetFacts) -> str:

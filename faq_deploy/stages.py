@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from engines.invariance import BatchDependence, batch_dependence
-from engines.parity import compare_logits, top1, topk
+from engines.parity import compare_logits, logits_of_bits, top1, topk
 from engines.runner import CodeRunner, FloatArray, Runner
 from faq_deploy.agreement import CodeCount, images_at_once, torch_codes
 from faq_deploy.code_histograms import CodeHistograms
@@ -79,6 +79,7 @@ class Tally:
     kind: StageKind
     runner: Runner | None
     limit: int | None = None  # images that this stage runs at most
+    one_pass: bool = False  # codes come with the logits of a call, so that images are run once for both
     batches: Sequence[int] = ()  # sizes in which an image must get the logits that it gets alone
     skipped: str | None = None
     images: int = 0
@@ -99,6 +100,7 @@ class Tally:
     batches_judged: bool = False  # a difference breaks a gate
     example: Example | None = None  # that differs; one with another top-1, if there is one
     coded: int = 0  # images whose codes were compared
+    ready: list[tuple[FloatArray, float]] = field(default_factory=list)  # with `one_pass`: logits, and seconds for them
 
     def run(self, images: FloatArray, labels: IntArray, wanted: FloatArray | None) -> FloatArray:
         """Run a batch (cut to the limit) and count.
@@ -112,12 +114,10 @@ class Tally:
             This stage's logits.
         """
         assert self.runner is not None
-        count = len(images) if self.limit is None else max(0, min(len(images), self.limit - self.images))
+        count = self.share(len(images))
         if count == 0:
             return np.zeros((0, 0), np.float32)
-        start = time.perf_counter()
-        logits = self.runner(images[:count])
-        seconds = time.perf_counter() - start
+        logits, seconds = self._logits(images[:count])
         self.seconds += seconds
         self.milliseconds.append(1000 * seconds / count)
         self.largest_batch = max(self.largest_batch, count)
@@ -141,6 +141,22 @@ class Tally:
                 self._keep(images[:count], logits, wanted[:count])
         return logits
 
+    def share(self, images: int) -> int:
+        """How many of so many more images this stage runs."""
+        return images if self.limit is None else max(0, min(images, self.limit - self.images))
+
+    def _logits(self, images: FloatArray) -> tuple[FloatArray, float]:
+        """Logits, and seconds; of the first images they may be there already, since their codes were compared."""
+        assert self.runner is not None
+        parts, self.ready = self.ready, []
+        done = sum(len(part) for part, _ in parts)
+        seconds = sum(taken for _, taken in parts)
+        if done < len(images):
+            start = time.perf_counter()
+            parts = [*parts, (self.runner(images[done:]), 0.0)]
+            seconds += time.perf_counter() - start
+        return np.concatenate([part for part, _ in parts]), seconds
+
     def answered(self) -> IntArray:
         """The class that each image was given, in the order of the run; int64, shape (images,)."""
         return np.concatenate([np.zeros(0, np.int64), *self.answers])
@@ -150,7 +166,10 @@ class Tally:
         if self.runner is None or not is_code_runner(self.runner):
             return
         runner: CodeRunner = self.runner  # type: ignore[assignment]
+        start = time.perf_counter()
         found, before = runner.codes(images), self.codes.differing
+        if self.one_pass:
+            self.ready.append((logits_of_bits(found["logits"]), time.perf_counter() - start))
         self.codes.add(wanted, found)
         if self.codes.differing > before and self.example is None:
             row = next(i for i in range(len(images)) if _differ(wanted, found, i))

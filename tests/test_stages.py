@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from engines.parity import logit_bits
 from faq_deploy import agreement
 from faq_deploy.agreement import CodeCount, images_at_once, torch_codes
 from faq_deploy.stages import Tally, compare_codes
@@ -128,3 +129,37 @@ def test_batches_are_tried_once_and_what_depends_on_them_is_counted(stored: Stor
     told.try_batches(data, judged=False)
     assert told.stage().batch_dependent_logits is None
     assert str(told.batch_dependence).startswith("image 1 gets other logits in a batch of 3")
+
+
+class OnePass(Recorder):
+    """A runner whose codes come with its logits, as the integer reference's; counts the images of each kind of call."""
+
+    def __init__(self, stored: StoredNet) -> None:
+        super().__init__(stored)
+        self.called: list[int] = []
+
+    def __call__(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        self.called.append(len(batch))
+        return super().__call__(batch)
+
+    def codes(self, batch: npt.NDArray[np.float32]) -> Codes:
+        logits = torch_codes(self.stored, batch)[1]
+        return super().codes(batch) | {"logits": logit_bits(logits)}
+
+
+@pytest.mark.parametrize(("coded", "limit", "called"), [(0, None, [7]), (3, None, [4]), (7, None, []), (3, 5, [2])])
+def test_images_whose_codes_are_compared_are_not_run_again(
+    stored: StoredNet, coded: int, limit: int | None, called: list[int]
+) -> None:
+    data, labels = images(7).numpy(), np.zeros(7, np.int64)
+    runner = OnePass(stored)
+    stage = Tally("reference", "reference", runner, limit=limit, one_pass=True)
+    assert stage.share(7) == (limit or 7)
+    compare_codes(stored, data, [(stage, coded)])
+    logits = torch_codes(stored, data)[1]
+    found = stage.run(data, labels, logits)
+    assert np.array_equal(found, logits[: limit or 7])
+    assert runner.called == called
+    assert (stage.images, stage.flips, stage.largest, stage.codes.differing) == (limit or 7, 0, 0.0, 0)
+    assert stage.answered().tolist() == logits[: limit or 7].argmax(1).tolist()
+    assert stage.seconds > 0
