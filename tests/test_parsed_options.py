@@ -13,7 +13,7 @@ from faq_deploy.parsed_options import training_options
 
 def parsed(tmp_path: Path, **given: object) -> QuantizeOptions:
     names = ("data", "train_fraction", "class_order", "resize", "crop", "mean", "std", "interpolation", "color")
-    plain: dict[str, Any] = dict.fromkeys((*names, "orientation", "weights", "num_classes", "recipe"))
+    plain: dict[str, Any] = dict.fromkeys((*names, "orientation", "pixel_scale", "weights", "num_classes", "recipe"))
     plain |= {"on_bad_image": "error", "ema": False, "assignments": (), "device": "cpu", "workers": 0}
     plain |= {"resume": False, "force": False, "output": tmp_path, "int4_linear": False}
     return training_options("model", plain | given)
