@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench fuzz matrix clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -29,6 +29,12 @@ lint: $(VENV)/dev.stamp ## ruff, mypy --strict
 
 bench: $(VENV)/dev.stamp ## every script in benchmarks/ that needs no photos, one after the other
 	@set -e; for script in $$(grep -L required=True $$(grep -l __main__ benchmarks/*.py) | grep -v -e sweep.py -e trial.py); do echo "== $$script"; $(BIN)/python $$script; done
+
+fuzz: $(VENV)/dev.stamp ## damaged inputs of every kind, 100,000 of them (COUNT=N for another number)
+	$(BIN)/python -m tests.fuzz --count $(or $(COUNT),100000)
+
+matrix: $(VENV)/dev.stamp ## lowest, pinned and newest versions, and partial installs, each in an environment of its own
+	$(BIN)/python -m tests.matrix $(MATRIX_ARGS)
 
 clean: ## remove .venv, caches, builds and the demo's run; other runs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo

@@ -16,11 +16,12 @@ from engines.build_options import BuildOptions
 from engines.engine_folder import WantedEngine
 from engines.engine_manifest import EngineManifest
 from engines.errors import CannotRunHere, FaqError, InputError, WriteError
+from engines.folder_lock import locked
 from engines.host import Host, RuntimeName, this_host
 from engines.lint import lint
 from engines.onnx_facts import OnnxFacts
 from engines.qdq_graph import load_model
-from engines.run_folder import RunFolder
+from engines.run_folder import RunFolder, writes
 from engines.tensorrt import check_signed, check_sm
 from engines.tensorrt_package import OLDEST_SM, load
 
@@ -91,6 +92,7 @@ class _Job:
         self.tell(BuildEvent(name, "wait", text=text))
 
 
+@writes("build")
 def build_engines(
     run: RunFolder,
     runtimes: Sequence[RuntimeName],
@@ -161,7 +163,12 @@ def build_onnx_file(
             runtime has.
     """
     job = _Job(_checked(onnx_path), output, options, version, this_host(), on_event, force)
-    return [_make(wanted, job) for wanted in _wanted(runtimes, sms, job)]
+    wanted = _wanted(runtimes, sms, job)
+    kept = [_kept(engine, job) for engine in wanted]
+    if all(kept):  # such as in a folder that can't be written, on the machine that runs them
+        return [result for result in kept if result is not None]
+    with locked(output, "build", make=True):
+        return [_make(engine, job) for engine in wanted]
 
 
 def default_runtime(facts: OnnxFacts, host: Host) -> RuntimeName:
@@ -222,13 +229,19 @@ def _wanted(runtimes: Sequence[RuntimeName], sms: Sequence[int], job: _Job) -> l
     return wanted
 
 
+def _kept(wanted: WantedEngine, job: _Job) -> BuildResult | None:
+    """The engine that is there, if it still fits and is not to be built again."""
+    if job.force:
+        return None
+    manifest = engine_folder.kept(job.folder / wanted.name, wanted, job.facts, job.options, job.host)
+    return None if manifest is None else BuildResult(wanted.name, "kept", manifest)
+
+
 def _make(wanted: WantedEngine, job: _Job) -> BuildResult:
     """Keep, refuse or build one engine."""
-    folder = job.folder / wanted.name
-    if not job.force:
-        manifest = engine_folder.kept(folder, wanted, job.facts, job.options, job.host)
-        if manifest is not None:
-            return BuildResult(wanted.name, "kept", manifest)
+    folder, kept = job.folder / wanted.name, _kept(wanted, job)
+    if kept is not None:
+        return kept
     try:
         if wanted.runtime != "onnxruntime":
             check_signed(job.facts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +17,7 @@ from engines.bundle_manifest import BundleManifest, FileFacts, summary
 from engines.bundle_samples import pixels_of_run, write_samples
 from engines.errors import InputError
 from engines.external_data import data_files, sha256_with_data
-from engines.files import sha256_of
+from engines.files import scratch_folder, sha256_of
 from engines.onnx_metadata import holds_float_weights, metadata_of
 from engines.pack_wheel import pack_wheel
 from engines.preprocess import Preprocessing
@@ -114,8 +113,7 @@ def write_bundle(
         raise InputError(f"{output} is a folder.", "name a file with -o, such as r18.tgz.")
     if output.exists() and not force:
         raise InputError(f"{output} is there already.", "pass --force to replace it, or another name with -o.")
-    with tempfile.TemporaryDirectory(prefix="faq-deploy-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         _write_model(model, folder / MODEL)
         graph = read_graph(load_model(folder / MODEL))
         said = metadata_of(graph.model)

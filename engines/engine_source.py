@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ import onnx
 from google.protobuf.message import EncodeError
 
 from engines.build_options import BuildOptions
-from engines.errors import WriteError
-from engines.files import atomic_path
+from engines.files import atomic_path, scratch_folder
 from engines.fp16 import fp16_baseline
 from engines.host import RuntimeName
 from engines.int4 import unpack_int4
@@ -95,14 +93,8 @@ def temporary_onnx(model: onnx.ModelProto) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full.
     """
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="faq-deploy-")
-    except OSError as error:
-        raise WriteError(
-            f"A temporary folder could not be made: {error.strerror or error}.", "free some disk space, or set TMPDIR."
-        ) from error
-    with folder as name:
-        path = Path(name, "model.onnx")
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         with atomic_path(path) as temporary:
             data = _in_one_message(model)
             if data is not None:

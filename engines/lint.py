@@ -15,6 +15,7 @@ from engines.errors import InputError
 from engines.int4_storage import unpack_int4
 from engines.lint_rules import RULES, Level, Rule, page_of
 from engines.qdq_graph import QdqGraph, load_model, read_graph
+from engines.well_formed import parsed
 
 __all__ = ["RULES", "Finding", "Level", "Rule", "Target", "lint", "lint_file"]
 
@@ -102,7 +103,7 @@ def lint_file(path: Path, target: str | None = None) -> tuple[str | None, list[F
 def _unread(path: Path) -> onnx.ModelProto | None:
     """The model without the weights of other files; None where it is none."""
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = parsed(path)
     except (DecodeError, ValueError, OSError):
         return None
     return model if model.graph.node and model.graph.output else None

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from engines.errors import InputError
 from engines.external_data import data_files, sha256_with_data
+from engines.well_formed import parsed
 
 __all__ = ["OnnxFacts", "read", "said_target"]
 
@@ -54,7 +55,7 @@ def read(path: Path) -> OnnxFacts:
     if not path.is_file():
         raise InputError(f"{path} does not exist.", "name an ONNX file that `faq-deploy export` wrote.")
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = parsed(path)
     except (DecodeError, ValueError) as error:
         raise _not_onnx(path) from error
     if not model.graph.node or not model.graph.output:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from engines.bundle_archive import extract
 from engines.bundle_manifest import BundleManifest
 from engines.bundle_samples import Samples, load_samples
 from engines.errors import InputError, WriteError
+from engines.files import scratch_folder
 from engines.onnx_metadata import metadata_of, modules_of
 from engines.preprocess import Preprocessing, normalize
 from engines.qdq_graph import QdqGraph, load_model, read_graph
@@ -76,8 +76,7 @@ def opened(bundle: Path) -> Iterator[OpenedBundle]:
         InputError: it is damaged, is none, is from a newer version, or its parts don't belong together.
         WriteError: there is no room for it.
     """
-    with tempfile.TemporaryDirectory(prefix="faq-deploy-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         manifest = extract(bundle, folder)
         with _named(bundle, folder):
             yield _read(bundle, folder, manifest)

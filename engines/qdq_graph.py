@@ -16,6 +16,7 @@ from engines.errors import InputError
 from engines.external_data import data_files
 from engines.int4_storage import unpack_int4
 from engines.newer_opset import opset
+from engines.well_formed import parsed, require
 
 __all__ = [
     "Attribute",
@@ -100,12 +101,12 @@ def load_model(path: Path, *, unpack: bool = True, any_inputs: bool = False) -> 
     """
     again = "export it again with `faq-deploy export`, or copy the whole file."
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = parsed(path)
     except (DecodeError, ValueError) as error:
         raise InputError(f"{path} is not an ONNX file, or is cut off.", again) from error
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror or error}.", again) from error
-    data_files(model, path)
+    elsewhere = data_files(model, path)
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (ValueError, OSError, onnx.checker.ValidationError) as error:
@@ -114,6 +115,8 @@ def load_model(path: Path, *, unpack: bool = True, any_inputs: bool = False) -> 
             f"{path} keeps weights in another file that could not be read: {reason}.",
             "put that file, whole, beside the ONNX file.",
         ) from error
+    if elsewhere:
+        require(model, path)
     graph = model.graph
     if not graph.node or not graph.output or not model.opset_import:
         raise InputError(f"{path} is not an ONNX file, or is cut off (it holds no graph).", again)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engines.errors import InputError
 from engines.files import sha256_of, write_atomic
+from engines.folder_lock import locked
 
-__all__ = ["FORMAT", "Manifest", "RunFolder", "Step"]
+__all__ = ["FORMAT", "Manifest", "RunFolder", "Step", "writes"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _QUANTIZE: Final = ("calibrate", "quantize")  # the verb `quantize` takes two steps
 
@@ -172,6 +177,30 @@ class RunFolder:
         if step in _QUANTIZE:
             return f"make the run again with `faq-deploy quantize MODEL --data DIR -o {self.path} --force`."
         return f"run `faq-deploy {_verb(step)} {self.path}` again."
+
+
+def writes(verb: str) -> Callable[[Callable[Concatenate[RunFolder, _P], _R]], Callable[Concatenate[RunFolder, _P], _R]]:
+    """Mark a function that writes into the run it is given: while it works, no other process of ours may.
+
+    Args:
+        verb: what others are told, such as "export".
+
+    Returns:
+        A decorator.
+
+    Raises:
+        FolderInUse: from the function, where another process writes there.
+    """
+
+    def around(work: Callable[Concatenate[RunFolder, _P], _R]) -> Callable[Concatenate[RunFolder, _P], _R]:
+        @functools.wraps(work)
+        def alone(run: RunFolder, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with locked(run.path, verb):
+                return work(run, *args, **kwargs)
+
+        return alone
+
+    return around
 
 
 def _verb(step: str) -> str:

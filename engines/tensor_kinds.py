@@ -37,7 +37,10 @@ def tensor_kinds(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
             light.graph.initializer.append(tensor)
         elif tensor.name not in named:
             light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
+        inferred = light.graph  # the file contradicts itself: what it says is all that is known
     kinds = {value.name: value.type for value in (*inferred.value_info, *inferred.input, *inferred.output)}
     for tensor in graph.initializer:
         kinds.setdefault(tensor.name, helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims)))

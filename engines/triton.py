@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import onnx
 from engines import engine_manifest
 from engines.engine_manifest import EngineManifest
 from engines.errors import InputError, WriteError
+from engines.files import scratch_beside
 from engines.int4_storage import unpack_int4
 from engines.onnx_metadata import holds_float_weights
 from engines.profile import DEFAULT_PROFILE, Profile
@@ -172,8 +172,8 @@ def _write(folder: Path, files: dict[str, bytes | Path], *, force: bool) -> Path
             raise InputError(f"{folder} is there already.", "pass --force to replace it, or another folder with -o.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
-            made, old = Path(name) / "new", Path(name) / "old"
+        with scratch_beside(folder) as scratch:
+            made, old = scratch / "new", scratch / "old"
             made.mkdir()
             for file, data in files.items():
                 _fill(made / file, data)

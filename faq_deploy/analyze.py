@@ -16,7 +16,7 @@ from torch import Tensor
 from engines.errors import InputError
 from engines.files import atomic_path
 from engines.image_batches import BadImages, batches
-from engines.run_folder import RunFolder
+from engines.run_folder import RunFolder, writes
 from faq_deploy import __version__
 from faq_deploy.analysis_facts import ExponentFacts, NoiseFacts, SimilarityFacts
 from faq_deploy.analysis_plots import exponents_plot, noise_plot, similarity_plot
@@ -62,6 +62,7 @@ class NoiseOptions:
     device: str = "auto"
 
 
+@writes("analyze noise")
 def noise_verb(run: RunFolder, options: NoiseOptions, say: Callable[[str], None]) -> tuple[NoiseFacts, Path]:
     """Measure gradient noise; see `faq-deploy analyze noise --help`.
 
@@ -109,6 +110,7 @@ def noise_verb(run: RunFolder, options: NoiseOptions, say: Callable[[str], None]
     return facts, _write(run, "noise", asdict(facts), picture, ["float.pt"])
 
 
+@writes("analyze similarity")
 def similarity_verb(run: RunFolder) -> tuple[SimilarityFacts, Path]:
     """Compare the fine-tuned weights with the float ones; see `faq-deploy analyze similarity --help`.
 
@@ -143,6 +145,7 @@ def similarity_verb(run: RunFolder) -> tuple[SimilarityFacts, Path]:
     return facts, _write(run, "similarity", asdict(facts), picture, ["float.pt", "quantized.pt"])
 
 
+@writes("analyze exponents")
 def exponents_verb(
     run: RunFolder, *, images: int, data: str | None, say: Callable[[str], None]
 ) -> tuple[ExponentFacts, Path]:

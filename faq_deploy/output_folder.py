@@ -10,6 +10,7 @@ from typing import Final
 
 from engines.engine_manifest import MANIFEST
 from engines.errors import InputError
+from engines.folder_lock import LOCK
 from engines.run_folder import RunFolder
 
 __all__ = ["check_output", "clear_output", "remove_leftovers"]
@@ -78,7 +79,7 @@ def _is_run(folder: Path) -> bool:
 def _foreign(folder: Path) -> list[str]:
     """What lies in a folder besides what a run may hold, sorted."""
     names = sorted(path.name for path in folder.iterdir())
-    ours = {*_FILES, "float.pth", "engines", "analysis"}
+    ours = {*_FILES, "float.pth", "engines", "analysis", LOCK}
     return [name for name in names if name not in ours and not (name.startswith(".") and name.endswith(".tmp"))]
 
 

@@ -24,6 +24,7 @@ from faq_deploy.model_fit import example_of, require_fit, require_trainable
 from faq_deploy.models import LoadedModel, load_model
 from faq_deploy.new_run import Note, QuantizeOptions, open_training, pick_device
 from faq_deploy.output_folder import check_output, clear_output, remove_leftovers
+from faq_deploy.output_lock import output_of
 from faq_deploy.progress import TrainingReporter
 from faq_deploy.quantize import Batches
 from faq_deploy.ranks import Ranks, open_ranks
@@ -77,7 +78,7 @@ def train_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say) -
         InputError: bad input of any kind, one sentence.
         Interrupted: Ctrl-C or SIGTERM; the training can be resumed.
     """
-    with open_ranks(pick_device(options.device)) as ranks:
+    with open_ranks(pick_device(options.device)) as ranks, output_of(options, ranks, "train"):
         return _train(options, ranks, *heard(ranks, reporter, say))
 
 

@@ -10,13 +10,14 @@ from rich.console import Console
 
 from engines.files import sha256_of
 from engines.image_batches import BadImages
-from engines.run_folder import RunFolder
+from engines.run_folder import RunFolder, writes
 from faq_deploy import __version__
 from faq_deploy.calibrated_run import Calibrated, begin_run, calibrate_run
 from faq_deploy.evaluate import EvalOptions, evaluate, load_run
 from faq_deploy.export import ExportResult, export_onnx
 from faq_deploy.new_run import QuantizeOptions, open_training, pick_device
 from faq_deploy.output_folder import check_output, remove_leftovers
+from faq_deploy.output_lock import output_of
 from faq_deploy.predictions import PREDICTIONS, write_predictions
 from faq_deploy.progress import LineReporter, TrainingReporter
 from faq_deploy.quantize import QuantizeResult, finetune_run
@@ -51,7 +52,7 @@ def quantize_verb(options: QuantizeOptions, reporter: TrainingReporter, say: Say
     Raises:
         InputError: bad input of any kind, one sentence.
     """
-    with open_ranks(pick_device(options.device)) as ranks:
+    with open_ranks(pick_device(options.device)) as ranks, output_of(options, ranks, "quantize"):
         return _quantize(options, ranks, *heard(ranks, reporter, say))
 
 
@@ -127,6 +128,7 @@ def _quantize(
     return result, warnings if ranks.is_first else []
 
 
+@writes("export")
 def export_verb(run: RunFolder, check_images: int, say: Say, *, pack_int4: bool = False) -> ExportResult:
     """Write and check `model.onnx`; see `faq-deploy export --help`.
 
@@ -168,6 +170,7 @@ def export_verb(run: RunFolder, check_images: int, say: Say, *, pack_int4: bool 
     return result
 
 
+@writes("eval")
 def evaluate_verb(
     run: RunFolder,
     options: EvalOptions,

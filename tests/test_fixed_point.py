@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays as hypothesis_arrays
 
 from faq_deploy.fixed_point import (
     MAX_EXPONENT,
@@ -27,6 +29,7 @@ from faq_deploy.fixed_point import (
 
 GRIDS = [FixedPoint(b, s, n) for b in (4, 7, 8) for s, n in ((False, False), (True, True), (True, False))]
 grids = st.sampled_from(GRIDS)
+Values = npt.NDArray[np.float32]
 exponents = st.integers(-20, 20)
 floats = st.floats(-(2.0**30), 2.0**30, width=32)
 W8 = FixedPoint(8, signed=True, narrow=True)
@@ -65,6 +68,38 @@ def test_torch_codes_equal_numpy_integers(value: float, exponent: int, grid: Fix
     found = codes_of(torch.tensor([value]), _exponent(exponent), grid)
     wanted = np.clip(np.rint(np.ldexp(np.float64(value), -exponent)), grid.min_code, grid.max_code)
     assert int(found) == int(wanted)
+
+
+tensors = hypothesis_arrays(np.float32, st.integers(1, 64), elements=floats)
+
+
+@given(tensors, exponents, grids)
+def test_codes_stay_in_range_and_are_the_nearest_there(values: Values, exponent: int, grid: FixedPoint) -> None:
+    found = codes_of(torch.from_numpy(values), _exponent(exponent), grid).double().numpy()
+    assert np.array_equal(found, np.rint(found))
+    assert found.min() >= grid.min_code
+    assert found.max() <= grid.max_code
+    scaled = np.ldexp(values.astype(np.float64), -exponent)
+    inside = np.clip(scaled, grid.min_code, grid.max_code)
+    assert np.all(np.abs(found - inside) <= 0.5)
+    assert np.all(np.abs(found - inside)[scaled != inside] == 0)  # outside of the range: its very end
+
+
+@given(tensors, exponents, grids)
+def test_torch_codes_equal_numpy_integers_on_whole_tensors(values: Values, exponent: int, grid: FixedPoint) -> None:
+    found = codes_of(torch.from_numpy(values), _exponent(exponent), grid)
+    wanted = np.clip(np.rint(np.ldexp(values.astype(np.float64), -exponent)), grid.min_code, grid.max_code)
+    assert np.array_equal(found.numpy().astype(np.int64), wanted.astype(np.int64))
+    assert torch.equal(
+        quantize(torch.from_numpy(values), _exponent(exponent), grid), torch.ldexp(found.float(), _exponent(exponent))
+    )
+
+
+@given(tensors, exponents, grids)
+def test_order_is_kept(values: Values, exponent: int, grid: FixedPoint) -> None:
+    ordered = torch.from_numpy(np.sort(values))
+    codes = codes_of(ordered, _exponent(exponent), grid)
+    assert bool((codes[1:] >= codes[:-1]).all())
 
 
 @given(floats, exponents, grids)
