@@ -96,8 +96,8 @@ def test_a_file_that_is_a_link_is_replaced_and_what_it_led_to_stays(call: Call, 
 def bound() -> Program:
     """The program as somebody whom permissions bind, which they do not bind root."""
     root = os.getuid() == 0
-    bind = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if root else ()
-    if root and shutil.which(bind[0]) is None:
+    bind = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if root else []
+    if root and shutil.which("setpriv") is None:
         pytest.skip("root may write everywhere, and there is no setpriv to take that right away")
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
