@@ -20,6 +20,7 @@ from faq_deploy.calibrate import ActivationRange, calibrate
 from faq_deploy.correction import correct, correctable, corrects
 from faq_deploy.data import Splits, calibration_indices
 from faq_deploy.interrupt import Interrupted, StopSignals
+from faq_deploy.layers import Mode
 from faq_deploy.model_fit import example_of, require_batches, require_fit
 from faq_deploy.net import QuantizedNet
 from faq_deploy.output_folder import clear_output, remove_leftovers
@@ -122,10 +123,8 @@ def calibrate_run(
         source = batches(splits.train, few, _CORRECTED_TOGETHER, on_bad=on_bad, bad=bad)
         correct(net, (torch.from_numpy(b.images) for b in source), section)
     on_stage("measuring the float and the calibrated net")
-    floating.to(device).set_mode("float")
-    float_top1 = top1_percent(floating, splits.val, device=device, on_bad=on_bad, bad=bad)
-    net.to(device).set_mode("quantize")
-    top1 = top1_percent(net, splits.val, device=device, on_bad=on_bad, bad=bad)
+    float_top1 = _top1(floating, "float", splits, device, on_bad, bad)
+    top1 = _top1(net, "quantize", splits, device, on_bad, bad)
     if looks and not is_random(facts):
         warnings += _chance_warnings(float_top1, len(facts.classes))
     stored = StoredNet(
@@ -137,6 +136,12 @@ def calibrate_run(
     if signals.requested:
         raise interrupted(run)
     return calibrated
+
+
+def _top1(net: QuantizedNet, mode: Mode, splits: Splits, device: torch.device, on_bad: OnBad, bad: BadImages) -> float:
+    """In percent, on the validation images."""
+    net.to(device).set_mode(mode)
+    return top1_percent(net, splits.val, device=device, on_bad=on_bad, bad=bad)
 
 
 def begin_run(run: RunFolder) -> Calibrated:

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 
 import numpy as np
 
 from engines.errors import InputError
 from engines.files import sha256_of
-from engines.image_batches import BadImages, OnBad, batches
 from engines.images import ImageSet
-from engines.ort import OrtRunner
-from engines.reference import ReferenceRunner
 from engines.run_folder import RunFolder
 from faq_deploy import __version__
 from faq_deploy.baseline import Candidate, against_baseline, read_baseline
 from faq_deploy.blame import Inquiry, find_blame, told
 from faq_deploy.checkpoint import METRICS
 from faq_deploy.class_rows import class_gate, class_rows
-from faq_deploy.code_histograms import CodeHistograms
 from faq_deploy.engine_gates import engine_gates, with_int8_shares
-from faq_deploy.engine_stages import engine_stages
 from faq_deploy.evidence_gates import check_file, code_gates, fall_gate, file_gates
 from faq_deploy.flip_gallery import flip_gallery
 from faq_deploy.gate import judge, what_images_show
@@ -32,58 +26,13 @@ from faq_deploy.limits import Limits
 from faq_deploy.predictions import Predictions, images_sha256
 from faq_deploy.report_layers import report_layers
 from faq_deploy.report_model import Epoch, Gate, Report
-from faq_deploy.run_data import DataFacts, data_of_run, preprocessing_in_words
-from faq_deploy.stages import Tally, TorchRunner, compare_codes
-from faq_deploy.stored_net import NetFacts, StoredNet, load_net
+from faq_deploy.run_data import preprocessing_in_words
+from faq_deploy.stage_runs import EvalOptions, LoadedRun, load_run, run_stages
+from faq_deploy.stages import Tally
+from faq_deploy.stored_net import NetFacts
 from faq_deploy.versions import engine_versions
 
 __all__ = ["EvalOptions", "Evaluation", "LoadedRun", "evaluate", "load_run"]
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """How to evaluate.
-
-    Attributes:
-        batch_size: images a batch.
-        code_images: images whose integer codes are compared, tensor by tensor.
-        reference_images: images that the NumPy integer reference runs (about a second each at ResNet-18's size).
-        engines: names under `engines/` to run; None takes all.
-        limits: the gates.
-        baseline: a report to compare with, or its run folder.
-        on_bad: what to do about an image that can't be read.
-    """
-
-    batch_size: int = 32
-    code_images: int = 64
-    reference_images: int = 64
-    engines: Sequence[str] | None = None
-    limits: Limits = field(default_factory=Limits)
-    baseline: Path | None = None
-    on_bad: OnBad = "error"
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """The files of a run, checked against its manifest."""
-
-    run: RunFolder
-    floating: StoredNet
-    quantized: StoredNet
-    onnx_path: Path
-    data: DataFacts
-
-
-def load_run(run: RunFolder) -> LoadedRun:
-    """Open what `quantize` and `export` left.
-
-    Raises:
-        InputError: something is missing, was changed, or is stale.
-    """
-    quantized = run.require("quantize", "quantized.pt")
-    path = run.require_fresh("export", "model.onnx", {"quantized.pt": "quantize"})
-    floating = run.require("calibrate", "float.pt")
-    return LoadedRun(run, load_net(floating), load_net(quantized), path, data_of_run(run))
 
 
 @dataclass(frozen=True)
@@ -122,46 +71,16 @@ def evaluate(
     Raises:
         InputError: a bad image, a stale engine, NaN logits.
     """
-    bad, earlier = BadImages(), None
+    earlier = None
     if options.baseline is not None:
         earlier = read_baseline(options.baseline, loaded.quantized.facts.model, images.classes)
-    quantized = Tally("PyTorch quantized", "quantized", TorchRunner(loaded.quantized, quantized=True))
-    floating = Tally("PyTorch float", "float", TorchRunner(loaded.floating, quantized=False))
-    path = loaded.onnx_path
-    check = check_file(loaded.quantized, path)
-    others = [
-        Tally("integer reference (NumPy)", "reference", ReferenceRunner(path), options.reference_images, one_pass=True),
-        Tally("onnxruntime, optimizations off", "onnxruntime", OrtRunner(path, oracle=True)),
-    ]
-    in_float = any(node.is_float for node in loaded.quantized.net.graph)
-    runs, built = engine_stages(loaded.run, path, options.engines)
-    others += runs
-    engines = with_int8_shares(loaded.quantized, built)
-    grids = {f"{name}.codes": layer.grid for name, layer in loaded.quantized.net.quantizers().items()}
-    histograms = CodeHistograms(grids)
-    ran: list[np.ndarray] = []
-    try:
-        for batch in batches(images, None, options.batch_size, on_bad=options.on_bad, bad=bad):
-            count = max(0, options.code_images - quantized.images)
-            shown = [tally for tally in others if tally.runner is not None]
-            compared = [(tally, min(tally.share(len(batch.labels)), count)) for tally in shown]
-            compare_codes(loaded.quantized, batch.images, compared, histograms)
-            _run_batch(batch.images, batch.labels, quantized, [floating, *others], in_float)
-            ran.append(batch.indices)
-            on_images(len(batch.labels))
-    finally:
-        for tally in others:
-            if tally.runner is not None:
-                tally.runner.close()
-    if not quantized.images:
-        raise InputError(f"No image of {images.name} can be read.", "give a data folder with images.")
-    tallies = (floating, quantized, *others)
-    stages = [t.stage() for t in tallies]
-    row = stages[1]
-    indices, limits = np.concatenate(ran), options.limits
-    predictions = _predictions(images, indices, tallies)
-    digest = images_sha256(predictions.images, predictions.labels)
-    onnx_sha256 = sha256_of(path)
+    check = check_file(loaded.quantized, loaded.onnx_path)
+    ran = run_stages(loaded, images, options, on_images)
+    stages, indices, limits = [tally.stage() for tally in ran.tallies], ran.indices, options.limits
+    row, in_float, facts = stages[1], ran.in_float, loaded.quantized.facts
+    engines = with_int8_shares(loaded.quantized, ran.engines)
+    predictions = _predictions(images, indices, ran.tallies)
+    digest, onnx_sha256 = images_sha256(predictions.images, predictions.labels), sha256_of(loaded.onnx_path)
     baseline, on_baseline = None, list[Gate]()
     if earlier is not None:
         candidate = Candidate(row, stages, engines, predictions, digest, onnx_sha256)
@@ -170,15 +89,13 @@ def evaluate(
     certain = [*file_gates(check), *code_gates(loaded.quantized, stages), *([fall] if fall else [])]
     certain += [*engine_gates(engines, stages, limits), *_class_gates(predictions, limits), *on_baseline]
     gates, verdict = judge(stages, limits, certain, predictions)
-    inquiry = Inquiry(loaded.run, loaded.quantized, check, images, bad, others, row)
+    inquiry = Inquiry(loaded.run, loaded.quantized, check, images, ran.bad, ran.others, row)
     # what is undecided is no sign of a mistake
     blame, found = find_blame(inquiry, [gate for gate in gates if not gate.undecided])
     if found:
         gates, verdict = judge(stages, limits, [*certain, *found], predictions)
     curve, lost = _curve(loaded.run)
-    facts = loaded.quantized.facts
     said = [*verdict.sentences, what_images_show(row), *_about(facts, curve, in_float)]
-    verdict = verdict.model_copy(update={"sentences": said})
     report = Report(
         faq_deploy=__version__,
         created=datetime.now(timezone.utc).replace(microsecond=0),
@@ -187,16 +104,16 @@ def evaluate(
         weights=_weights(facts),
         data=description,
         preprocessing=preprocessing_in_words(facts.preprocessing),
-        images=quantized.images,
+        images=row.images,
         recipe=_flat(json.loads(loaded.quantized.recipe.model_dump_json())),
-        verdict=verdict,
+        verdict=verdict.model_copy(update={"sentences": said}),
         gates=told(gates, blame),
         blame=blame,
         stages=stages,
-        layers=report_layers(loaded.quantized, histograms),
+        layers=report_layers(loaded.quantized, ran.histograms),
         training=curve,
         engines=engines,
-        warnings=[*bad.warnings(), *lost, *_differences(others)],
+        warnings=[*ran.bad.warnings(), *lost, *_differences(ran.others)],
         versions=engine_versions(),
         images_sha256=digest,
         onnx_sha256=onnx_sha256,
@@ -244,18 +161,6 @@ def _differences(stages: Sequence[Tally]) -> Iterator[str]:
             yield f"{tally.name}: {count} codes differ, first in {tally.codes.first}"
         if tally.batch_dependence is not None:
             yield f"{tally.name}: {tally.batch_dependence}"
-
-
-def _run_batch(
-    images: np.ndarray, labels: np.ndarray, quantized: Tally, others: Sequence[Tally], in_float: bool
-) -> None:
-    """Run every stage."""
-    wanted = quantized.run(images, labels, None)
-    for tally in others:
-        if tally.runner is None:
-            continue
-        tally.run(images, labels, wanted)
-        tally.try_batches(images, judged=not in_float)  # nobody promises that a float sum is the same in every batch
 
 
 def _weights(facts: NetFacts) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engines.files import write_atomic
-from faq_deploy.report_model import Gate, Report, Stage, headline
+from faq_deploy.headline import headline
+from faq_deploy.report_model import Gate, Report, Stage
 
 __all__ = ["markdown_summary", "write_markdown"]
 

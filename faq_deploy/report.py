@@ -13,7 +13,8 @@ from engines.errors import InputError
 from engines.files import write_atomic
 from faq_deploy import plots
 from faq_deploy.class_table import class_table
-from faq_deploy.report_model import Layer, Report, headline
+from faq_deploy.headline import headline
+from faq_deploy.report_model import Layer, Report
 from faq_deploy.report_parts import Flip
 from faq_deploy.sparkline import sparkline
 

@@ -17,9 +17,10 @@ from rich.table import Table
 from faq_deploy.certificate import proof_sentence
 from faq_deploy.export import ExportResult
 from faq_deploy.finetune import FinetuneResult
+from faq_deploy.headline import headline
 from faq_deploy.progress import TrainingReporter, training_reporter
 from faq_deploy.quantize import QuantizeResult
-from faq_deploy.report_model import Report, Stage, headline
+from faq_deploy.report_model import Report, Stage
 
 __all__ = [
     "evaluated",

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from engines.runner import FloatArray
-from faq_deploy.evaluate import _differences, _run_batch
+from faq_deploy.evaluate import _differences
 from faq_deploy.gate import judge
 from faq_deploy.limits import Limits
+from faq_deploy.stage_runs import _run_batch
 from faq_deploy.stages import Tally
 
 

@@ -22,9 +22,10 @@ from engines.preprocess import Preprocessing
 from faq_deploy.class_table import MOST_CLASSES
 from faq_deploy.comparison import comparison_of
 from faq_deploy.flip_gallery import MOST_FLIPS, thumbnail
+from faq_deploy.headline import headline
 from faq_deploy.plots import MOST_RANGES
 from faq_deploy.report import write_html, write_json
-from faq_deploy.report_model import Engine, Epoch, Gate, Layer, Report, Stage, Verdict, headline
+from faq_deploy.report_model import Engine, Epoch, Gate, Layer, Report, Stage, Verdict
 from faq_deploy.report_parts import Baseline, ClassRow, Flip
 from faq_deploy.statistics import Pairs
 
