@@ -13,10 +13,12 @@ from torch import Tensor
 __all__ = [
     "MAX_EXPONENT",
     "MIN_EXPONENT",
+    "Clip",
     "FixedPoint",
     "WeightRule",
     "bias_floor",
     "ceil_log2",
+    "clip_of",
     "codes_of",
     "quantize",
     "quantize_activation",
@@ -41,6 +43,27 @@ _PIECE: Final = 2**18  # float32 numbers of an activation that are quantized tog
 _CACHED: Final = 2**16  # float32 numbers: a quarter MiB, about a core's second-level cache with its temporaries
 
 WeightRule = Literal["sigma", "max", "mse"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How an activation is rounded, and where its gradient passes.
+
+    Attributes:
+        step: size of one, a power of two.
+        codes: lowest and highest code.
+        passing: the gradient passes between these values.
+
+    Source: paper 3.2 and 3.3; A25.
+    """
+
+    step: float
+    codes: tuple[int, int]
+    passing: tuple[float, float]
+
+    def round_(self, values: Tensor) -> None:
+        """Put float32 values on the grid, in place."""
+        values.mul_(1 / self.step).round_().clamp_(*self.codes).mul_(self.step)
 
 
 @dataclass(frozen=True)
@@ -137,27 +160,21 @@ class _ClippedActivation(torch.autograd.Function):
     """ReLU (or signed clip) and quantizer in one pass; the gradient passes inside the clip range only."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        x: Tensor,
-        step: float,
-        codes: tuple[int, int],
-        clip: tuple[float, float],
-    ) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, clip: Clip) -> Tensor:
         values = torch.empty_like(x)
         for part, out in _pieces(x, values):
-            torch.mul(part, 1 / step, out=out)  # a power of two: the reciprocal is exact
-            out.round_().clamp_(*codes).mul_(step)
+            torch.mul(part, 1 / clip.step, out=out)  # a power of two: the reciprocal is exact
+            out.round_().clamp_(*clip.codes).mul_(clip.step)
         # x rather than a mask of one byte: on CPUs every kernel that takes a mask is ten times slower
         ctx.save_for_backward(x)
         ctx.clip = clip  # type: ignore[attr-defined]
         return values
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.clip)  # type: ignore[attr-defined]
-        return passed, None, None, None
+        passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.clip.passing)  # type: ignore[attr-defined]
+        return passed, None
 
 
 def quantize_weight(weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
@@ -172,6 +189,14 @@ def quantize_weight(weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tenso
     return result
 
 
+def clip_of(exponent: int, grid: FixedPoint, max_code: int | None = None) -> Clip:
+    """What `quantize_activation` does to a tensor; see there."""
+    step = math.ldexp(1.0, exponent)
+    top = grid.max_code if max_code is None else max_code
+    ymax = step * (top + 1 if max_code is None else top)
+    return Clip(step, (grid.min_code, top), (-ymax if grid.signed else 0.0, ymax))
+
+
 def quantize_activation(x: Tensor, exponent: int, grid: FixedPoint, max_code: int | None = None) -> Tensor:
     """`quantize` with a gradient masked outside the clip range (0, ymax), or (-ymax, ymax) if signed.
 
@@ -183,12 +208,7 @@ def quantize_activation(x: Tensor, exponent: int, grid: FixedPoint, max_code: in
 
     Source: paper 3.2 and 3.3; A25.
     """
-    x = widened(x)
-    step = math.ldexp(1.0, exponent)
-    top = grid.max_code if max_code is None else max_code
-    ymax = step * (top + 1 if max_code is None else top)
-    clip = (-ymax if grid.signed else 0.0, ymax)
-    result: Tensor = _ClippedActivation.apply(x, step, (grid.min_code, top), clip)
+    result: Tensor = _ClippedActivation.apply(widened(x), clip_of(exponent, grid, max_code))
     return result
 
 

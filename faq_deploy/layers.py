@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faq_deploy.fixed_point import FixedPoint, codes_of, quantize_activation, quantize_weight, step_size, widened
+from faq_deploy.fixed_point import (
+    Clip,
+    FixedPoint,
+    clip_of,
+    codes_of,
+    quantize_activation,
+    quantize_weight,
+    step_size,
+    widened,
+)
 from faq_deploy.live_norm import LiveNorm
 from faq_deploy.products import Product
 
@@ -72,6 +81,11 @@ class ActivationQuantizer(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         self._read_exponent()
 
+    @property
+    def rounding(self) -> Clip:
+        """What it does in mode `quantize`."""
+        return clip_of(self._exponent, self.grid, None if self.cap is None else self.top_code)
+
     def forward(self, x: Tensor) -> Tensor:
         """Any float32 tensor to values on the grid (or through the plain ReLU in float mode)."""
         if self.mode == "quantize":
@@ -113,6 +127,10 @@ class FloatLayer(nn.Module):
     def constants(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as the net uses them."""
         return self.folded()
+
+    def before_norm(self, x: Tensor) -> Tensor:
+        """What a live batch norm is given in training: (N, C, ...) float32 to (N, channels, ...)."""
+        return self.product(x, self.constants()[0], None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) float32 to (N, channels, ...)."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from faq_deploy.batch_statistics import NormalizesBatches, batch_statistics, normalization_gradient, unbiased
-from faq_deploy.fixed_point import widened
+from faq_deploy.fixed_point import Clip, widened
+from faq_deploy.fused import normalized
 
 __all__ = ["LiveNorm"]
 
@@ -40,11 +43,13 @@ class LiveNorm(NormalizesBatches):
         a = self.weight / torch.sqrt(self.running_var + self.eps)
         return a, self.bias - self.running_mean * a
 
-    def forward(self, scaled: Tensor) -> Tensor:
+    def forward(self, scaled: Tensor, clip: Clip | None = None, other: Tensor | None = None) -> Tensor:
         """The layer's output in training.
 
         Args:
             scaled: float32, (N, channels, ...), computed with weights w·a and no bias.
+            clip: quantize the result.
+            other: what is added before that.
         """
         scaled = widened(scaled)
         with torch.no_grad():
@@ -57,33 +62,37 @@ class LiveNorm(NormalizesBatches):
             self.running_var.lerp_(var / square * unbiased(count), factor)
             # of the layer's plain output the batch norm would divide by √(var/a² + ε), and |a|·√(σ²+ε) is |γ|
             var += square * self.eps
-        result: Tensor = _Normalize.apply(scaled, self.weight.abs(), self.bias, mean, var, self.synchronized)
-        return result
+        weight = self.weight.abs()
+        norm = _BatchNorm(weight.detach(), self.bias.detach(), mean, var, self.synchronized)
+        return normalized(scaled, weight, self.bias, norm, clip, other)
 
 
-class _Normalize(torch.autograd.Function):
+@dataclass(frozen=True)
+class _BatchNorm:
     """(x - mean)/√var·weight + bias with torch's batch norm kernels; mean and var are x's own (var with its ε)."""
 
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        mean: Tensor,
-        var: Tensor,
-        synchronized: bool,
-    ) -> Tensor:
-        ctx.synchronized = synchronized  # type: ignore[attr-defined]
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var))
-        values: Tensor = torch.ops.aten.native_batch_norm(x, weight, bias, mean, var, False, 0.0, 0.0)[0]
-        return values
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    var: Tensor
+    synchronized: bool
 
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        x, weight, mean, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-        synchronized: bool = ctx.synchronized  # type: ignore[attr-defined]
-        of_three = normalization_gradient(gradient, x, weight, mean, scale, synchronized=synchronized)
-        return *of_three, None, None, None
+    def into(self, x: Tensor, out: Tensor) -> None:
+        unused = x.new_empty(0), x.new_empty(0)
+        torch.ops.aten.native_batch_norm.out(
+            x,
+            self.weight,
+            self.bias,
+            self.mean,
+            self.var,
+            False,
+            0.0,
+            0.0,
+            out=out,
+            save_mean=unused[0],
+            save_invstd=unused[1],
+        )
+
+    def gradient(self, gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scale = torch.rsqrt(self.var)
+        return normalization_gradient(gradient, x, self.weight, self.mean, scale, synchronized=self.synchronized)

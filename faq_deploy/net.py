@@ -13,6 +13,7 @@ from faq_deploy.batch_norm import BatchNormMode
 from faq_deploy.build_layers import Surroundings, build_layer, grid_of
 from faq_deploy.certify import certified_exponents, reaches
 from faq_deploy.fixed_point import WeightRule, bias_floor, weight_exponents
+from faq_deploy.fusions import FusedNodes, fusions
 from faq_deploy.graph import WEIGHTED, Graph, Node
 from faq_deploy.layers import ActivationQuantizer, Mode, WeightedLayer
 from faq_deploy.norm_layer import ExactNorm
@@ -76,6 +77,7 @@ class QuantizedNet(nn.Module):
             if node.kind != "input":
                 read = tuple(grid_of(nodes[source]) for source in self._sources[node.name])
                 self.layers[node.name] = build_layer(node, Surroundings(state, per_channel, batch_norm, read))
+        self._fusions = fusions(graph)
         last_reader = {name: node.name for node in graph for name in node.inputs}
         self._spent = {
             node.name: [i for i in dict.fromkeys(node.inputs) if last_reader[i] == node.name and i not in graph.outputs]
@@ -117,6 +119,8 @@ class QuantizedNet(nn.Module):
     ) -> Tensor | tuple[Tensor, ...]:
         values: dict[str, Tensor] = {}
         left = iter(inputs)
+        # what is looked at is computed by itself
+        fused = FusedNodes(self._fusions if self.training and visit is None else {}, self.layers)
         for node in self.graph:
             if node.kind == "input":
                 values[node.name] = next(left)
@@ -124,6 +128,8 @@ class QuantizedNet(nn.Module):
             layer = self.layers[node.name]
             if node.kind == "constant":
                 values[node.name] = layer(len(inputs[0]))
+            elif node.name in fused:
+                values[node.name] = fused(node, [values[i] for i in node.inputs])
             else:
                 values[node.name] = layer(*[values[i] for i in node.inputs])
             if visit is not None:

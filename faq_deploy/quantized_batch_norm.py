@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from faq_deploy.batch_statistics import NormalizesBatches, batch_statistics, normalization_gradient, unbiased
-from faq_deploy.fixed_point import FixedPoint, ceil_log2, quantize_weight, step_size, widened
+from faq_deploy.fixed_point import Clip, FixedPoint, ceil_log2, quantize_weight, step_size, widened
+from faq_deploy.fused import normalized
 from faq_deploy.layers import Mode
 
 __all__ = ["MULTIPLIER", "QuantizedBatchNorm"]
@@ -97,8 +99,14 @@ class QuantizedBatchNorm(NormalizesBatches):
         """Step of c per channel: accumulator step times |a|; where a = 0 the accumulator step itself."""
         return step_size(self.accumulator_exponent) * torch.where(a == 0, 1.0, a.abs())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, ...) float32, same shape out."""
+    def forward(self, x: Tensor, clip: Clip | None = None, other: Tensor | None = None) -> Tensor:
+        """(N, channels, ...) float32, same shape out.
+
+        Args:
+            x: of the layer before.
+            clip: quantize the result; in training only.
+            other: what is added before that.
+        """
         x = widened(x)
         if not self.training:
             return _scaled(x, *self.constants(self.running_mean, self.running_var))
@@ -107,10 +115,8 @@ class QuantizedBatchNorm(NormalizesBatches):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * unbiased(count), self.momentum)
             a, c = self.constants(mean, var)
-        result: Tensor = _Normalize.apply(
-            x, self.weight, self.bias, a, c, mean, torch.rsqrt(var + self.eps), self.synchronized
-        )
-        return result
+        norm = _Straight(self.weight.detach(), a, c, mean, torch.rsqrt(var + self.eps), self.synchronized)
+        return normalized(x, self.weight, self.bias, norm, clip, other)
 
 
 def _scaled(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
@@ -118,41 +124,33 @@ def _scaled(x: Tensor, a: Tensor, c: Tensor) -> Tensor:
     return torch.addcmul(c.reshape(shape), x, a.reshape(shape))
 
 
-class _Normalize(torch.autograd.Function):
+@dataclass(frozen=True)
+class _Straight:
     """a·x + c, differentiated as a batch norm whose a and c pass gradients straight through their grids.
 
     torch's kernel for a batch norm's gradient has one factor a where ours has a before quantizing in one term and after
     it in the others: an inverse deviation scaled by the root of their ratio gives both.
     """
 
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        a: Tensor,
-        c: Tensor,
-        mean: Tensor,
-        scale: Tensor,
-        synchronized: bool,
-    ) -> Tensor:
-        ctx.synchronized = synchronized  # type: ignore[attr-defined]
-        ctx.save_for_backward(x, weight, a, mean, scale)
-        return _scaled(x, a, c)
+    weight: Tensor
+    a: Tensor
+    c: Tensor
+    mean: Tensor
+    scale: Tensor
+    synchronized: bool
 
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None, None, None, None]:
-        x, weight, a, mean, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-        plain = weight * scale  # a before it was quantized
+    def into(self, x: Tensor, out: Tensor) -> None:
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        torch.addcmul(self.c.reshape(shape), x, self.a.reshape(shape), out=out)
+
+    def gradient(self, gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        plain = self.weight * self.scale  # a before it was quantized
         small = plain.abs() < 1e-20
-        used = torch.where(a == 0, 1e-6 * plain, a)
+        used = torch.where(self.a == 0, 1e-6 * plain, self.a)
         used = torch.where(small, 1e-20, used)
         root = torch.where(small, 1.0, plain / used).abs().sqrt()
-        synchronized: bool = ctx.synchronized  # type: ignore[attr-defined]
+        scale = self.scale * root
         of_x, of_weight, of_bias = normalization_gradient(
-            gradient, x, used / (scale * root), mean, scale * root, synchronized=synchronized
+            gradient, x, used / scale, self.mean, scale, synchronized=self.synchronized
         )
-        return of_x, of_weight / root, of_bias, None, None, None, None, None
+        return of_x, of_weight / root, of_bias

@@ -1,0 +1,116 @@
+"""Batch norm, addition and quantizer in one pass over memory, with the bits that one after the other would give.
+
+A quantizer costs nothing where its tensor is in the cache already: a float net's batch norm, addition and ReLU read and
+write memory three times, this once. What it saves for the gradient is what the batch norm saves; the values before the
+quantizer are computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from faq_deploy.fixed_point import Clip
+
+__all__ = ["Normalization", "normalized"]
+
+_PIECE: Final = (
+    2**17
+)  # float32 numbers that are worked on together: half a MiB, with what else is read in a core's cache
+
+
+class Normalization(Protocol):
+    """A batch norm with the statistics of a batch: per channel one multiplication and one addition."""
+
+    def into(self, x: Tensor, out: Tensor) -> None:
+        """Normalize x, (N, C, ...) float32, or some of its images or rows, into `out`."""
+        ...
+
+    def gradient(self, gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of x, weight and bias, through the statistics too."""
+        ...
+
+
+class _Normalized(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        other: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        norm: Normalization,
+        clip: Clip | None,
+    ) -> Tensor:
+        ctx.norm, ctx.clip = norm, clip  # type: ignore[attr-defined]
+        ctx.save_for_backward(*(x,) if other is None else (x, other))
+        values = torch.empty_like(x)
+        if clip is None:
+            norm.into(x, values)
+            return values
+        for part, out, *added in _pieces(x, values, other):
+            norm.into(part, out)
+            clip.round_(out.add_(*added) if added else out)
+        return values
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, None, None]:
+        x, *others = ctx.saved_tensors  # type: ignore[attr-defined]
+        norm: Normalization = ctx.norm  # type: ignore[attr-defined]
+        clip: Clip | None = ctx.clip  # type: ignore[attr-defined]
+        passed = gradient
+        if clip is not None:
+            passed = torch.empty_like(x)
+            for part, out, given, *added in _pieces(x, passed, gradient, *others):
+                norm.into(part, out)
+                before = out.add_(*added) if added else out
+                torch.ops.aten.hardtanh_backward.grad_input(given, before, *clip.passing, grad_input=out)
+        of_x, of_weight, of_bias = norm.gradient(passed, x)
+        return of_x, passed if others else None, of_weight, of_bias, None, None
+
+
+def normalized(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm: Normalization,
+    clip: Clip | None = None,
+    other: Tensor | None = None,
+) -> Tensor:
+    """Batch norm by the statistics of a batch, then plus `other`, then `quantize_activation`.
+
+    Args:
+        x: float32, (N, C, ...).
+        weight, bias: (C,); where their gradients go.
+        norm: of this batch.
+        clip: the quantizer; None for none.
+        other: of the same shape; None for nothing, as without a quantizer.
+    """
+    values: Tensor = _Normalized.apply(x, other, weight, bias, norm, clip)
+    return values
+
+
+def _pieces(*tensors: Tensor | None) -> Iterator[tuple[Tensor, ...]]:
+    """The same images of several tensors, or rows of an image, so few that they fit a cache; None is left out."""
+    given = tuple(t for t in tensors if t is not None)
+    first = given[0]
+    if first.device.type != "cpu" or first.dim() != 4 or first.numel() <= _PIECE:
+        yield given
+        return
+    images, _, rows, _ = first.shape
+    size = first.numel() // images
+    # rows of an image lie together where its channels come last
+    if size > _PIECE and rows > 1 and first.is_contiguous(memory_format=torch.channels_last):
+        most = max(1, _PIECE * rows // size)
+        for image in range(images):
+            for row in range(0, rows, most):
+                yield tuple(t[image : image + 1, :, row : row + most] for t in given)
+        return
+    most = max(1, _PIECE // size)
+    for image in range(0, images, most):
+        yield tuple(t[image : image + most] for t in given)
