@@ -100,7 +100,7 @@ def _outside(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_wrong_shape, "model.onnx is not an ONNX file that can be run"),
+        (_wrong_shape, "model.onnx is damaged: the tensor conv.weight_codes has 216 of 6,840 bytes"),
         (_unknown_input, "nowhere"),
         (_outside, "lies outside the folder"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,9 @@ def test_what_was_corrected_is_what_gets_exported(runs: tuple[Path, Path], call:
 
 
 def test_training_begins_with_the_corrected_weights_and_a_new_run_forgets_them(
-    runs: tuple[Path, Path], call: Call, float_weights: Path
+    runs: tuple[Path, Path], call: Call, float_weights: Path, tmp_path: Path
 ) -> None:
-    _, run = runs
+    run = Path(shutil.copytree(runs[1], tmp_path / "run"))
     before = RunFolder(run).manifest().steps["quantize"].facts
     result = call("quantize", "--resume", "-o", run)
     assert result.exit_code == 0, result.output
