@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from faq_deploy.fixed_point import FixedPoint, ceil_log2, codes_of
+from faq_deploy.fixed_point import FixedPoint, ceil_log2, codes_of, in_blocks, in_rows
 from faq_deploy.graph import WEIGHTED, Graph
 from faq_deploy.layers import ActivationQuantizer, WeightedLayer
 
@@ -26,8 +26,6 @@ _LARGEST_CODE: Final = 127  # of a weight: the narrow 8-bit grid
 _LARGEST_BIAS: Final = 2**22  # see `bias_floor`
 
 _BIAS: Final = FixedPoint(32, signed=True)
-
-_CACHED: Final = 2**16  # weights whose codes are summed together: their temporaries fit a core's cache
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def largest_sums(rows: Tensor, bias: Tensor, reach: Reach) -> tuple[Tensor, Tens
 
 def channel_rows(layer: WeightedLayer, weight: Tensor) -> Tensor:
     """All weights that an output channel sums over, shape (channels, products)."""
-    return layer.product.by_channel(weight).flatten(1)
+    return in_rows(layer.product.by_channel(weight))
 
 
 def reaches(graph: Graph, layers: nn.ModuleDict) -> dict[str, Reach]:
@@ -166,8 +164,7 @@ def _sums(layer: WeightedLayer, folded: tuple[Tensor, Tensor | None], exponent: 
     assert bias is not None
     rows = channel_rows(layer, weight)
     bias_codes = codes_of(bias, exponent + layer.input_exponent, _BIAS)
-    block = max(1, _CACHED // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
-    parts = zip(*[torch.split(t, block) for t in (rows, exponent.expand(len(rows)), bias_codes)], strict=True)
+    parts = in_blocks(rows, exponent.expand(len(rows)), bias_codes)
     ends = (largest_sums(codes_of(few, e.unsqueeze(1), layer.grid), b, reach) for few, e, b in parts)
     return torch.cat([torch.maximum(up, down) for up, down in ends])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -20,6 +20,8 @@ __all__ = [
     "ceil_log2",
     "clip_of",
     "codes_of",
+    "in_blocks",
+    "in_rows",
     "quantize",
     "quantize_activation",
     "quantize_weight",
@@ -40,7 +42,9 @@ _CANDIDATES: Final = {2: 5, 3: 5, 4: 4, 5: 3, 6: 3, 7: 2, 8: 2}
 
 _PIECE: Final = 2**18  # float32 numbers of an activation that are quantized together: a MiB
 
-_CACHED: Final = 2**16  # float32 numbers: a quarter MiB, about a core's second-level cache with its temporaries
+_CACHED: Final = 2**18  # float32 numbers: a MiB
+
+_CONSTANT: Final = 2.0**-40  # a standard deviation below this part of the largest value is rounding in float64
 
 WeightRule = Literal["sigma", "max", "mse"]
 
@@ -137,8 +141,15 @@ class _StraightThroughWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, weight: Tensor, exponent: Tensor, min_code: float, max_code: float) -> Tensor:
-        codes = (weight * step_size(-exponent)).round_().clamp_(min_code, max_code)
-        return codes.mul_(step_size(exponent))
+        values = torch.empty_like(weight)
+        rows, out = in_rows(weight), in_rows(values)
+        if out.data_ptr() != values.data_ptr():  # rows that do not lie together, as nobody lays out a weight
+            return (weight * step_size(-exponent)).round_().clamp_(min_code, max_code).mul_(step_size(exponent))
+        steps = [step_size(e).reshape(-1, 1).expand(len(rows), 1) for e in (-exponent, exponent)]
+        for few, result, finer, step in in_blocks(rows, out, *steps):
+            torch.mul(few, finer, out=result)
+            result.round_().clamp_(min_code, max_code).mul_(step)
+        return values
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -175,6 +186,26 @@ class _ClippedActivation(torch.autograd.Function):
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
         passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.clip.passing)  # type: ignore[attr-defined]
         return passed, None
+
+
+def in_rows(weight: Tensor) -> Tensor:
+    """A view of a weight as (channels, products), each row in the order of memory."""
+    if weight.dim() < 2:
+        return weight.reshape(-1, 1)
+    if weight.dim() == 4 and not weight.is_contiguous():
+        weight = weight.permute(0, 2, 3, 1)  # channels last
+    return weight.flatten(1)
+
+
+def in_blocks(rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """On a CPU a few channels of several tensors at a time, so that what is computed of them stays in the cache.
+
+    Args:
+        rows: (channels, products).
+        others: of as many rows.
+    """
+    most = max(1, _CACHED // max(1, rows.shape[1])) if rows.device.type == "cpu" else max(1, len(rows))
+    return zip(*[torch.split(t, most) for t in (rows, *others)], strict=True)
 
 
 def quantize_weight(weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
@@ -246,7 +277,7 @@ def weight_exponents(
 
     Source: paper 3.1.1; A7 to A9.
     """
-    flat = [w.detach().flatten(1) if per_channel else w.detach().reshape(1, -1) for w in weights]
+    flat = [in_rows(w.detach()) if per_channel else in_rows(w.detach()).reshape(1, -1) for w in weights]
     sizes = [len(w) for w in flat]
     steps = torch.cat([_wanted_step(w, g, r, sigma_factor) for w, g, r in zip(flat, grids, rules, strict=True)])
     found = torch.split(ceil_log2(steps).clamp_(MIN_EXPONENT, MAX_EXPONENT), sizes)
@@ -271,34 +302,40 @@ def bias_floor(bias: Tensor, input_exponent: Tensor) -> Tensor:
 
 
 def _wanted_step(rows: Tensor, grid: FixedPoint, rule: WeightRule, sigma_factor: float) -> Tensor:
+    return torch.cat([_wanted_step_of(few, grid, rule, sigma_factor) for (few,) in in_blocks(rows)])
+
+
+def _wanted_step_of(rows: Tensor, grid: FixedPoint, rule: WeightRule, sigma_factor: float) -> Tensor:
+    largest = rows.abs().amax(1).double()
+    step = largest / grid.max_code
     if rule == "sigma":
-        # population σ of the tensor (A9); a constant tensor has σ = 0 and falls back on its largest value
-        sigma = rows.double().std(1, correction=0) * (sigma_factor / (2**grid.bits - 1))
-        step = torch.where(sigma > 0, sigma, rows.abs().amax(1).double() / grid.max_code)
-    else:
-        step = rows.abs().amax(1).double() / grid.max_code
+        # population σ of the tensor (A9), a tenth of the time of torch's one-pass std
+        centred = rows.double()
+        centred -= centred.mean(1, keepdim=True)
+        sigma = torch.linalg.vector_norm(centred, dim=1) / math.sqrt(rows.shape[1])
+        # a constant tensor's is 0 but for rounding; it falls back on its largest value
+        step = torch.where(sigma > _CONSTANT * largest, sigma * (sigma_factor / (2**grid.bits - 1)), step)
     return torch.where(step > 0, step, 1.0 / grid.max_code)
 
 
 def _least_squares(rows: Tensor, highest: Tensor, grid: FixedPoint) -> Tensor:
-    # a block of channels at a time on the CPU, so that what is computed of them stays in the cache
-    block = max(1, _CACHED // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
-    blocks = zip(torch.split(rows, block), torch.split(highest, block), strict=True)
-    return torch.cat([_least_squares_of(few, exponents, grid) for few, exponents in blocks])
+    return torch.cat([_least_squares_of(few, exponents, grid) for few, exponents in in_blocks(rows, highest)])
 
 
 def _least_squares_of(rows: Tensor, highest: Tensor, grid: FixedPoint) -> Tensor:
-    best, error = highest, _squared_error(rows, highest, grid)
+    best, error = highest, _error(rows, highest, grid)
     for lower in range(1, _CANDIDATES[grid.bits]):
         exponent = (highest - lower).clamp_(min=MIN_EXPONENT)
-        trial = _squared_error(rows, exponent, grid)
+        trial = _error(rows, exponent, grid)
         best = torch.where(trial < error, exponent, best)
         error = torch.minimum(trial, error)
     return best
 
 
-def _squared_error(rows: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
+def _error(rows: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
+    """Root of a row's squared errors."""
     # in units of the step: one pass less, and sums stay in range at any exponent
     scaled = rows * step_size(-exponent).unsqueeze(1)
     residual = scaled.round().clamp_(grid.min_code, grid.max_code).sub_(scaled)
-    return residual.square_().sum(1).double() * step_size(exponent).double().square()
+    error: Tensor = torch.linalg.vector_norm(residual, dim=1).double() * step_size(exponent).double()
+    return error

@@ -17,9 +17,7 @@ from faq_deploy.fixed_point import Clip
 
 __all__ = ["Normalization", "normalized"]
 
-_PIECE: Final = (
-    2**17
-)  # float32 numbers that are worked on together: half a MiB, with what else is read in a core's cache
+_PIECE: Final = 2**18  # float32 numbers that are worked on together: a MiB
 
 
 class Normalization(Protocol):

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from faq_deploy.batch_norm import BatchNormMode
 from faq_deploy.build_layers import Surroundings, build_layer, grid_of
 from faq_deploy.certify import certified_exponents, reaches
-from faq_deploy.fixed_point import WeightRule, bias_floor, weight_exponents
+from faq_deploy.fixed_point import WeightRule, bias_floor, in_rows, weight_exponents
 from faq_deploy.fusions import FusedNodes, fusions
 from faq_deploy.graph import WEIGHTED, Graph, Node
 from faq_deploy.layers import ActivationQuantizer, Mode, WeightedLayer
@@ -229,7 +229,10 @@ class QuantizedNet(nn.Module):
         folded = {name: layer.folded() for name, layer in layers.items()}
         found = weight_exponents(
             # a layer with one exponent in all counts as one channel
-            [folded[n][0] if layer.per_channel else folded[n][0].reshape(1, -1) for n, layer in layers.items()],
+            [
+                folded[n][0] if layer.per_channel else in_rows(folded[n][0]).reshape(1, -1)
+                for n, layer in layers.items()
+            ],
             [layer.grid for layer in layers.values()],
             [self.rules.of(layer.grid.bits) for layer in layers.values()],
             per_channel=True,

@@ -115,7 +115,7 @@ def test_a_failure_names_its_log_and_the_others_go_on(
 
 
 def test_names_and_groups_choose_experiments() -> None:
-    eight = ["8bit-fold-1e-4", "8bit-paper-1e-4", "8bit-fold", "8bit-paper"]
+    eight = ["8bit-fold-1e-4", "8bit-paper-1e-4", "8bit-paper-0.005", "8bit-fold", "8bit-paper"]
     assert [e.name for e in chosen(("8bit", "float", "8bit-fold"))] == [*eight, "float"]
     with pytest.raises(KeyError, match="9bit; there are"):
         chosen(("9bit",))
@@ -134,6 +134,7 @@ def test_every_command_is_one_that_the_command_line_takes() -> None:
     claims = {e.name: recipe_of(e, 2) for e in EXPERIMENTS if e.group in ("8bit", "4bit") and 2 in e.seeds}
     assert {name: (r.bits, r.target, r.training.seed) for name, r in claims.items()} == {
         "8bit-fold": (8, "tensorrt", 2),
+        "8bit-paper-0.005": (8, "paper", 2),
         "8bit-paper": (8, "paper", 2),
         "4bit-fold": (4, "tensorrt", 2),
         "4bit-paper": (4, "paper", 2),
