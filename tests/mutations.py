@@ -173,7 +173,7 @@ def _changed_tree(tree: object, chance: random.Random) -> object:
         elif what < 0.4 and isinstance(holder, list):
             holder.extend(holder[:1000])
         elif what < 0.6 and isinstance(value := holder[key], int | float) and not isinstance(value, bool):
-            holder[key] = chance.choice((-value, value + 1, value * 1000, value / 3, str(value), *_NUMBERS))
+            holder[key] = chance.choice((-value, value + 1, value * 1000, value // 3, str(value), *_NUMBERS))
         else:
             holder[key] = chance.choice(_VALUES)
     return tree
