@@ -34,8 +34,6 @@ from experiments.record import RESULTS, Record, epochs_of, read_record, write_re
 __all__ = ["Task", "Workshop", "main"]
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
-# glibc else gives a step's memory back and faults it in again at the next one: 13 % of an epoch
-_MALLOC: Final = {"MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(1 << 26)}
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ class Workshop:
     def _call(self, line: list[str], log: Path) -> tuple[str, int]:
         """Stdout of a process, and how many others ran when it began; its stderr goes to the log."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | _MALLOC | {"OMP_NUM_THREADS": str(self.threads)}
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         with log.open("a", encoding="utf-8") as stderr:
             process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
             with self.lock:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engines.errors import CannotRunHere, FaqError
+from faq_deploy.heap import keep_freed_memory
 from faq_deploy.launched_fabric import launched_fabric
 from faq_deploy.launcher import started_by_launcher, started_processes
 
@@ -199,6 +200,8 @@ def open_ranks(device: torch.device) -> Iterator[Ranks]:
         InputError: one GPU was named for several processes.
         CannotRunHere: fewer GPUs than processes, or the other processes can't be reached.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     count = started_processes()
     if count == 1:
         yield one_process(device)
