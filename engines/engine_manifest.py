@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -97,7 +98,7 @@ def read(folder: Path) -> EngineManifest:
         raw = json.loads(file.read_text())
     except FileNotFoundError:
         raise InputError(f"{folder} holds no engine ({MANIFEST} is missing).", _again(folder)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} can't be read: {str(error).splitlines()[0]}.", _again(folder)) from error
     found = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(found, int) and found > FORMAT:
@@ -219,7 +220,7 @@ _MOVE: Final = "run it on a machine with that GPU, or build the engine again on 
 
 def _check_file(folder: Path, manifest: EngineManifest) -> None:
     engine = folder / manifest.file
-    if not engine.is_file():
+    if not os.path.isfile(engine):  # Path.is_file raises for names that no file can have
         raise InputError(f"{engine} is missing although {MANIFEST} lists it.", _again(folder))
     size = engine.stat().st_size
     if size == 0:

@@ -134,7 +134,7 @@ def _share(counted: Sequence[int]) -> Share:
 def _layers(text: str) -> list[_Layer]:
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the engine inspector's answer is not JSON: {error}.", "build the engine again.") from error
     found = raw.get("Layers") if isinstance(raw, dict) else None
     if not isinstance(found, list) or any(not isinstance(layer, dict) for layer in found):

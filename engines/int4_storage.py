@@ -185,7 +185,7 @@ def _go_back(model: onnx.ModelProto) -> None:
     try:
         before = json.loads(entry.value)
         version, ir_version = int(before["opset"]), int(before["ir_version"])
-    except (ValueError, TypeError, KeyError):  # damaged: operator set 21 is as good
+    except (ValueError, TypeError, KeyError, RecursionError):  # damaged: operator set 21 is as good
         return
     if is_same_there(model, version):
         set_opset(model, version, ir_version)

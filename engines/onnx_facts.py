@@ -105,7 +105,7 @@ def _json(text: str | None) -> object:
     """Our metadata values are JSON; another tool's need not be."""
     try:
         return json.loads(text) if text is not None else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -21,7 +21,7 @@ def metadata_of(model: onnx.ModelProto) -> dict[str, object]:
         if entry.key.startswith("faq_deploy."):
             try:
                 found[entry.key.removeprefix("faq_deploy.")] = json.loads(entry.value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # not what export writes: no fact
     return found
 

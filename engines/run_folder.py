@@ -79,7 +79,7 @@ class RunFolder:
                     "upgrade faq-deploy, or make the run again with this version.",
                 )
             return Manifest.model_validate(raw)
-        except (OSError, ValueError) as error:  # ValidationError is a ValueError, too
+        except (OSError, ValueError, RecursionError) as error:  # ValidationError is a ValueError, too
             raise InputError(
                 f"{file} is damaged: {_reason(error)}.", "make the run again with `faq-deploy quantize --force`."
             ) from error

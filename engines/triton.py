@@ -18,7 +18,7 @@ from engines.engine_manifest import EngineManifest
 from engines.errors import InputError, WriteError
 from engines.files import scratch_beside
 from engines.int4_storage import unpack_int4
-from engines.onnx_metadata import holds_float_weights
+from engines.onnx_metadata import holds_float_weights, metadata_of
 from engines.profile import DEFAULT_PROFILE, Profile
 from engines.qdq_graph import load_model, read_graph
 from engines.run_folder import RunFolder
@@ -76,7 +76,7 @@ def write_repository(run: RunFolder, output: Path, *, engine: str | None = None,
     path = run.require_fresh("export", "model.onnx", {"quantized.pt": "quantize"})
     stored = load_model(path, unpack=False, any_inputs=True)
     source = _source(run, path, stored, engine)
-    metadata = {entry.key.removeprefix("faq_deploy."): entry.value for entry in stored.metadata_props}
+    metadata = metadata_of(stored)
     classes = _classes(metadata.get("classes"))
     model = _served(_name(run.path), stored, source, classes, path)
     files: dict[str, bytes | Path] = {
@@ -87,7 +87,7 @@ def write_repository(run: RunFolder, output: Path, *, engine: str | None = None,
     if classes:
         files[_LABELS] = "".join(f"{' '.join(name.split())}\n" for name in classes).encode()
     if "preprocessing" in metadata:
-        files["preprocessing.json"] = f"{json.dumps(json.loads(metadata['preprocessing']), indent=2)}\n".encode()
+        files["preprocessing.json"] = f"{json.dumps(metadata['preprocessing'], indent=2)}\n".encode()
     return _write(output / model.name, files, force=force)
 
 
@@ -152,8 +152,7 @@ def _tensor(value: onnx.ValueInfoProto, path: Path) -> Tensor:
     return Tensor(value.name, _TYPES[kind.elem_type], dims)
 
 
-def _classes(text: str | None) -> list[str]:
-    names = json.loads(text) if text is not None else None
+def _classes(names: object) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 

@@ -156,7 +156,7 @@ class Graph:
                 for n in raw["nodes"]
             )
             graph = Graph(nodes, tuple(raw["outputs"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"the stored graph of this run is damaged ({error}).", "run `faq-deploy quantize` again."
             ) from error

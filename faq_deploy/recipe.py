@@ -101,7 +101,7 @@ def parse_recipe(text: str, source: str) -> Recipe:
     """A recipe from TOML text; an InputError that names `source` if a key is unknown or a value cannot be."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{source} is not TOML: {error}.", "correct that line.") from error
     return _validated(raw, source)
 
@@ -188,7 +188,7 @@ def _parsed(assignment: str) -> tuple[str, object]:
         text = f'"{text}"'
     try:
         parsed: dict[str, object] = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         remedy = 'write numbers as 0.01 or 1e-4, lists as [30, 60], texts as "text".'
         raise InputError(f"{key}={text}: the value is not TOML ({error}).", remedy) from error
     if parsed.keys() != {"value"}:

@@ -145,7 +145,7 @@ def _label(content: bytes, kind: str) -> int | None:
     try:
         text = content.decode()
         value: object = int(text) if kind == ".cls" else json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if isinstance(value, dict):
         value = value.get("label")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +17,20 @@ import pytest
 import torch
 from PIL import Image
 
-from engines import bundle_archive, well_formed
+from engines import bundle_archive, engine_manifest, well_formed
 from engines.errors import InputError
 from engines.image_files import decode_image
 from engines.lint import lint_file
 from engines.onnx_facts import read
 from engines.preprocess import BadImage
 from engines.qdq_graph import load_model
-from faq_deploy import shard_index
+from engines.run_folder import RunFolder
+from faq_deploy import limits, shard_index, stored_report
+from faq_deploy.recipe import load_recipe
 from faq_deploy.samples import load_samples
 from faq_deploy.stored_net import load_net
 from faq_deploy.weights_file import read_weights_file
-from tests.engine_nets import classifier
+from tests.engine_nets import built, classifier, exported_run
 from tests.fuzz import TARGETS
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +56,35 @@ def test_the_page_states_the_limits_of_the_code() -> None:
     assert f"over {bundle_archive._ALWAYS_ALLOWED >> 20} MiB" in PAGE
     assert f"{bundle_archive._MOST_MANIFEST >> 20} MiB for the manifest" in PAGE
     assert f"{shard_index._LONGEST_LABEL >> 20} MiB for a label" in PAGE
+
+
+@pytest.mark.parametrize(
+    ("name", "read_it"),
+    [
+        ("manifest.json", lambda path: RunFolder(path.parent).manifest()),
+        ("manifest.json", lambda path: engine_manifest.read(path.parent)),
+        ("report.json", stored_report.read_report),
+        ("recipe.toml", lambda path: load_recipe(str(path))),
+        ("gate.toml", lambda path: limits.read_limits(path, {})),
+    ],
+    ids=["run", "engine", "report", "recipe", "gates"],
+)
+def test_deep_nesting_is_a_sentence(tmp_path: Path, name: str, read_it: Callable[[Path], object]) -> None:
+    """Found by 100,000 damaged inputs: Python's readers of JSON and TOML end deep nesting by a RecursionError."""
+    path = tmp_path / name
+    path.write_text("x = " * name.endswith("toml") + "[" * 100_000)
+    with pytest.raises(InputError) as caught:
+        read_it(path)
+    assert "\n" not in caught.value.what
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "é" * 200, "a\0b"])
+def test_an_engine_of_a_name_that_no_file_can_have_is_missing(tmp_path: Path, name: str) -> None:
+    built(exported_run(tmp_path), ["onnxruntime"])
+    record = tmp_path / "engines" / "onnxruntime" / "manifest.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"file": name}))
+    with pytest.raises(InputError, match="is missing although"):
+        engine_manifest.check(record.parent)
 
 
 def test_the_page_lists_what_is_fuzzed() -> None:
