@@ -11,10 +11,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench fuzz matrix clean
+.PHONY: help demo test lint bench check-speed fuzz matrix clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
 demo: $(VENV)/demo.stamp ## train a small net, quantize it to 8 and 4 bits, export, build, and show the verdict
 	$(BIN)/faq-deploy demo -o runs/demo $(DEMO_ARGS)
@@ -28,7 +28,10 @@ lint: $(VENV)/dev.stamp ## ruff, mypy --strict
 	$(BIN)/mypy --strict
 
 bench: $(VENV)/dev.stamp ## every script in benchmarks/ that needs no photos, one after the other
-	@set -e; for script in $$(grep -L required=True $$(grep -l __main__ benchmarks/*.py) | grep -v -e sweep.py -e trial.py); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $$(grep -L required=True $$(grep -l __main__ benchmarks/*.py) | grep -v -e sweep.py -e trial.py -e check.py); do echo "== $$script"; $(BIN)/python $$script; done
+
+check-speed: $(VENV)/dev.stamp ## ratios that the documentation states, measured again
+	$(BIN)/python benchmarks/check.py
 
 fuzz: $(VENV)/dev.stamp ## damaged inputs of every kind, 100,000 of them (COUNT=N for another number)
 	$(BIN)/python -m tests.fuzz --count $(or $(COUNT),100000)
