@@ -19,7 +19,8 @@ from faq_deploy.fixed_point import (
     widened,
 )
 from faq_deploy.live_norm import LiveNorm
-from faq_deploy.products import Product
+from faq_deploy.products import Convolution, MatrixProduct, Product
+from faq_deploy.scaled_weight import quantize_scaled_weight
 
 __all__ = ["ActivationQuantizer", "FloatLayer", "Mode", "Observer", "WeightedLayer"]
 
@@ -183,13 +184,21 @@ class WeightedLayer(FloatLayer):
 
     def constants(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as the net uses them: on their grids, straight-through gradients."""
-        weight, bias = self.folded()
         if self.mode != "quantize":
-            return weight, bias
-        weight = quantize_weight(weight, self._exponent_for(weight), self.grid)
+            return self.folded()
+        weight, bias = self._quantized()
         if bias is None:
             return weight, None
         return weight, quantize_weight(bias, self.accumulator_exponent, FixedPoint(32, True))
+
+    def _quantized(self) -> tuple[Tensor, Tensor | None]:
+        """The weight on its grid, and the float bias."""
+        exponent = self._exponent_for(self.weight)
+        if self.norm is not None and isinstance(self.product, Convolution | MatrixProduct):  # channels on axis 0
+            a, c = self.norm.constants()
+            return quantize_scaled_weight(self.weight, a, exponent, self.grid), c
+        weight, bias = self.folded()
+        return quantize_weight(weight, exponent, self.grid), bias
 
     def weight_codes(self) -> Tensor:
         """int8 weight codes, shape of the weight."""
