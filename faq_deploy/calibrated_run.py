@@ -16,7 +16,7 @@ from engines.image_batches import BadImages, Batch, OnBad, batches
 from engines.images import ImageSet
 from engines.run_folder import RunFolder
 from faq_deploy import __version__, checkpoint
-from faq_deploy.calibrate import ActivationRange, calibrate
+from faq_deploy.activation_exponents import ActivationRange, calibrate
 from faq_deploy.correction import correct, correctable, corrects
 from faq_deploy.data import Splits, calibration_indices
 from faq_deploy.interrupt import Interrupted, StopSignals
