@@ -10,6 +10,7 @@ from typing import Final, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from engines.errors import InputError
 from faq_deploy.batch_norm import BatchNormMode
@@ -60,6 +61,9 @@ class PreparedModel(nn.Module):
         self.register_buffer("signature", torch.tensor([*_signature(net, recipe), 0]))
         self.claim()
 
+    # torch.compile would fuse what must round alike, and what refits exponents in place; the public
+    # torch.compiler.disable would import its 2 s of modules wherever this one is imported
+    @_disable_dynamo
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """What the float model returned, of the same images.
 
