@@ -43,6 +43,7 @@ def main(path: Path = Path("lightning.onnx")) -> faq_deploy.CheckResult:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    model.train()  # Lightning leaves modules in the mode that they are in
     trainer.fit(Quantized(model), train)
     trainer.save_checkpoint(path.with_suffix(".ckpt"))
     fresh = Quantized(faq_deploy.prepare(float_net(), next(iter(val))[0]))
