@@ -10,7 +10,7 @@ from engines.errors import InputError
 from engines.host import this_host
 from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
-from engines.runner import CodeRunner, Runner
+from engines.runner import Runner
 from engines.tensorrt_runner import TensorRTRunner
 
 __all__ = ["OnnxRuntime", "load", "open_engine"]
@@ -37,7 +37,17 @@ def load(path: str | Path, runtime: OnnxRuntime = "onnxruntime") -> Runner:
     if place.is_dir():
         _require_engine(place)
         return open_engine(place)
-    return _onnx_runner(place, runtime)
+    if not place.exists():
+        raise InputError(f"There is no {place}.", "name an engine's folder, as RUN/engines/NAME, or an ONNX file.")
+    match runtime:
+        case "onnxruntime" | "oracle":
+            return OrtRunner(place, oracle=runtime == "oracle")
+        case "reference":
+            return ReferenceRunner(place)
+    raise InputError(
+        f"an ONNX file is not run by {runtime}.",
+        "choose onnxruntime, oracle or reference, or build an engine with `faq-deploy build` and name its folder.",
+    )
 
 
 def open_engine(folder: Path, onnx_sha256: str | None = None) -> Runner:
@@ -80,9 +90,3 @@ def _require_engine(folder: Path) -> None:
         if names
         else f"build one with `faq-deploy build {folder}`, or name its model.onnx.",
     )
-
-
-def _onnx_runner(path: Path, runtime: OnnxRuntime) -> CodeRunner:
-    if runtime == "reference":
-        return ReferenceRunner(path)
-    return OrtRunner(path, oracle=runtime == "oracle")

@@ -20,10 +20,10 @@ from faq_deploy.correction import correct, correctable, corrects
 from faq_deploy.given import (
     Batch,
     images_of,
-    require_finite_weights,
     require_floats,
     require_image_batch,
     require_prepared,
+    require_sound,
     require_statistics,
 )
 from faq_deploy.onnx_export import ExportResult, write_onnx
@@ -111,9 +111,8 @@ def calibrate(
             "the model is calibrated already: new exponents would undo what it was trained for.",
             "train it, or pass force=True to calibrate again with the weights of now.",
         )
-    model.claim()
-    require_finite_weights(model)
-    section, device, was_training = model.recipe.calibration, model.device, model.training
+    device = require_sound(model)
+    section, was_training = model.recipe.calibration, model.training
     seen: list[Tensor] = []
     wanted = max(_SAMPLES, section.correction_images if corrects(section) else 0)
 
@@ -123,7 +122,8 @@ def calibrate(
             missing = wanted - sum(map(len, seen))
             if missing > 0:
                 seen.append(images[:missing].detach().clone())
-            yield images
+            if len(images):
+                yield images
 
     try:
         ranges = measure(model.net, looked_at(), section, model.recipe.target, name_of)
@@ -172,8 +172,7 @@ def export(
     """
     require_prepared(model)
     model.require_calibrated("export it")
-    model.claim()
-    require_finite_weights(model)
+    require_sound(model)
     about: dict[str, object] = {"model": model.name}
     if classes is not None:
         about["classes"] = list(classes)
@@ -207,8 +206,7 @@ def check(model: PreparedModel, path: str | Path, batches: Iterable[Batch]) -> C
     """
     require_prepared(model)
     model.require_calibrated("compare it with a file")
-    model.claim()
-    require_finite_weights(model)
+    require_sound(model)
     given = (require_image_batch(images_of(batch), model.samples, None) for batch in batches)
     found = compare(model.frozen(), Path(path), (b.detach().cpu().contiguous().numpy() for b in given if len(b)))
     if not found[0].images:

@@ -14,10 +14,10 @@ from faq_deploy.prepared_model import PreparedModel
 __all__ = [
     "Batch",
     "images_of",
-    "require_finite_weights",
     "require_floats",
     "require_image_batch",
     "require_prepared",
+    "require_sound",
     "require_statistics",
 ]
 
@@ -103,12 +103,18 @@ def require_floats(model: nn.Module, device: torch.device) -> None:
             )
 
 
-def require_finite_weights(model: PreparedModel) -> None:
-    """Refuse weights that have no codes: NaN, Inf, or half precision.
+def require_sound(model: PreparedModel) -> torch.device:
+    """Refuse a model whose tensors belong to another one too, lie on several devices, or have no codes.
+
+    Returns:
+        Its device.
 
     Raises:
-        InputError: a parameter or a running statistic holds some.
+        InputError: a shared module; several devices; a parameter or running statistic that holds NaN or Inf, or isn't
+            in float32.
     """
+    model.claim()
+    device = model.device
     for name, tensor in (*model.net.named_parameters(), *model.net.named_buffers()):
         label = name.removeprefix("layers.")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
@@ -119,6 +125,7 @@ def require_finite_weights(model: PreparedModel) -> None:
             raise InputError(
                 f"{label} holds NaN or infinite values.", "train with a lower learning rate, or load a good checkpoint."
             )
+    return device
 
 
 def require_statistics(model: nn.Module) -> None:

@@ -28,9 +28,15 @@ ROOT = Path(__file__).parents[1]
 CALLS = ("prepare", "calibrate", "export", "check")
 
 
+def float_net(width: int = 8, seed: int = 0) -> nn.Module:
+    """The same weights each time, in eval mode."""
+    torch.manual_seed(seed)
+    return with_statistics(Small(width), seed)
+
+
 def ready(target: str = "tensorrt", recipe: str = "faq-8bit") -> PreparedModel:
     """A calibrated model."""
-    model = faq_deploy.prepare(with_statistics(Small()), images(), target, recipe)  # type: ignore[arg-type]
+    model = faq_deploy.prepare(float_net(), images(), target, recipe)  # type: ignore[arg-type]
     faq_deploy.calibrate(model, [images()])
     return model
 
@@ -78,13 +84,13 @@ def test_no_module_hides_a_call_of_the_package() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_prepared_model_computes_what_the_float_one_does_and_leaves_it_alone(training: bool) -> None:
-    float_net = with_statistics(Small()).train(training)
-    before = copy.deepcopy(float_net)
-    model = faq_deploy.prepare(float_net, images(1))
-    assert same_state(float_net, before)
-    assert float_net.training == model.training == training
+    net = float_net().train(training)
+    before = copy.deepcopy(net)
+    model = faq_deploy.prepare(net, images(1))
+    assert same_state(net, before)
+    assert net.training == model.training == training
     torch.testing.assert_close(model.eval()(images()), before.eval()(images()), rtol=1e-4, atol=1e-5)
-    shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in float_net.parameters()}
+    shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in net.parameters()}
     assert not shared
     assert not model.is_calibrated
 
@@ -92,7 +98,7 @@ def test_prepared_model_computes_what_the_float_one_does_and_leaves_it_alone(tra
 @pytest.mark.parametrize(("target", "recipe"), [("tensorrt", "faq-8bit"), ("onnxruntime", "faq-4bit")])
 def test_calls_give_the_exponents_and_codes_of_the_functions_below_them(target: str, recipe: str) -> None:
     chosen = override(load_recipe(recipe), {"target": target})
-    below = quantized_net(with_statistics(Small()), faq_deploy.prepare(Small().eval(), images(), recipe=chosen).recipe)
+    below = quantized_net(float_net(), faq_deploy.prepare(Small().eval(), images(), recipe=chosen).recipe)
     model = ready(target, recipe)
     assert {n: q.exponent_number for n, q in model.net.quantizers().items()} == {
         n: q.exponent_number for n, q in below.net.quantizers().items()
@@ -104,9 +110,9 @@ def test_calls_give_the_exponents_and_codes_of_the_functions_below_them(target: 
 def test_example_may_be_a_tuple_and_a_recipe_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('bits = 4\ntarget = "onnxruntime"\n[training]\nepochs = 1\nlr = 0.1\n')
-    model = faq_deploy.prepare(with_statistics(Small()), (images(2),), recipe=path)
+    model = faq_deploy.prepare(float_net(), (images(2),), recipe=path)
     assert (model.recipe.bits, model.recipe.target) == (4, "onnxruntime")
-    assert faq_deploy.prepare(with_statistics(Small()), images(2), "paper").recipe.target == "paper"
+    assert faq_deploy.prepare(float_net(), images(2), "paper").recipe.target == "paper"
 
 
 class NoStatistics(Small):
@@ -126,7 +132,7 @@ def broken(net: nn.Module) -> nn.Module:
     [
         (lambda: Small().train(), images(2), "bn is in training mode and has seen no batch", "train the float model"),
         (lambda: NoStatistics().eval(), images(2), "bn keeps no running statistics", "track_running_stats=True"),
-        (lambda: broken(with_statistics(Small())), images(2), "stem.weight holds NaN", "checkpoint"),
+        (lambda: broken(float_net()), images(2), "stem.weight holds NaN", "checkpoint"),
         (ready, images(2), "prepared already", "prepare the float model"),
         (lambda: nn.Sequential(ready(), nn.ReLU()), images(2), "prepared already, or a part", "the float model"),
         (lambda: Small().eval(), (images(2), images(2)), "example_inputs has 2 tensors", "one batch"),
@@ -166,7 +172,7 @@ def test_a_loaders_pairs_count_as_images_and_the_recipe_says_how_many_batches() 
             drawn.append(seed)
             yield images(seed=seed), torch.zeros(8)
 
-    one = faq_deploy.prepare(with_statistics(Small()), images(2))
+    one = faq_deploy.prepare(float_net(), images(2))
     two = copy.deepcopy(one)
     found = faq_deploy.calibrate(one, endless())
     assert drawn == [0, 1, 2, 3, 4] == list(range(one.recipe.calibration.batches))
@@ -186,7 +192,7 @@ def test_calibrating_twice_is_refused_and_forced_gives_the_same_on_the_same_imag
     assert same_state(model, before)
     faq_deploy.calibrate(model, [images() * 8], force=True)
     wider = {n: q.exponent_number for n, q in model.net.quantizers().items()}
-    assert wider["x_quantizer"] == dict(before.net.quantizers())["x_quantizer"].exponent_number + 3
+    assert wider["input_quantizer"] == dict(before.net.quantizers())["input_quantizer"].exponent_number + 3
 
 
 @pytest.mark.parametrize(
@@ -204,7 +210,7 @@ def test_calibrating_twice_is_refused_and_forced_gives_the_same_on_the_same_imag
 )
 @pytest.mark.parametrize("again", [False, True])
 def test_failed_calibration_leaves_the_model_as_it_was(batches: list[Tensor], what: str, again: bool) -> None:
-    model = ready() if again else faq_deploy.prepare(with_statistics(Small()), images())
+    model = ready() if again else faq_deploy.prepare(float_net(), images())
     model.train()
     before, wanted = copy.deepcopy(model), copy.deepcopy(model).eval()(images())
     with pytest.raises(InputError) as caught:
@@ -240,7 +246,7 @@ def test_refresh_before_calibration_is_refused() -> None:
 
 def test_corrections_of_a_recipe_are_made() -> None:
     recipe = override(load_recipe("faq-8bit"), {"calibration.bias_correction": "empirical"})
-    model = faq_deploy.prepare(with_statistics(Small()), images(), recipe=recipe)
+    model = faq_deploy.prepare(float_net(), images(), recipe=recipe)
     faq_deploy.calibrate(model, [images()])
     plain = ready()
     assert [r.exponent.item() for r in model.net.quantizers().values()] == [
@@ -253,7 +259,7 @@ def test_corrections_of_a_recipe_are_made() -> None:
 
 
 def test_a_model_that_was_moved_in_part_is_refused() -> None:
-    model = faq_deploy.prepare(with_statistics(Small()), images())
+    model = faq_deploy.prepare(float_net(), images())
     model.net.layers["fc"].to_empty(device="meta")
     with pytest.raises(InputError, match="the prepared model lies on cpu and meta"):
         faq_deploy.calibrate(model, [images()])
@@ -293,7 +299,7 @@ def test_exported_file_computes_the_models_logits(target: str, recipe: str, tmp_
     assert (found.equal, found.top1_agreement, found.largest_difference) == (True, 1.0, 0.0)
     wanted = model(images(seed=9)).detach().numpy()
     for runtime in ("onnxruntime", "oracle", "reference"):
-        runner = engines.load(tmp_path / "model.onnx", runtime)  # type: ignore[arg-type]
+        runner = engines.load(tmp_path / "model.onnx", runtime)
         assert np.array_equal(runner(images(seed=9).numpy()), wanted)
         runner.close()
 
@@ -341,7 +347,7 @@ def test_metadata_holds_what_was_given_and_invents_nothing(tmp_path: Path) -> No
 
 def test_check_refuses_another_nets_file_a_missing_one_and_no_images(tmp_path: Path) -> None:
     model = ready()
-    wide = faq_deploy.prepare(with_statistics(Small(width=4)), images())
+    wide = faq_deploy.prepare(float_net(width=4), images())
     faq_deploy.calibrate(wide, [images()])
     faq_deploy.export(wide, tmp_path / "wide.onnx")
     with pytest.raises(InputError, match="the file holds another net"):

@@ -1,4 +1,4 @@
-"""The Python API gives what the command line gives: the same exponents, weights, graph and metadata, to the last bit."""
+"""The Python API gives what the command line gives: exponents, weights, graph and metadata, to the last bit."""
 
 from __future__ import annotations
 
