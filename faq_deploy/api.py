@@ -20,8 +20,8 @@ from faq_deploy.correction import correct, correctable, corrects
 from faq_deploy.given import (
     Batch,
     images_of,
-    require_floats,
     require_image_batch,
+    require_one_device,
     require_prepared,
     require_sound,
     require_statistics,
@@ -31,6 +31,7 @@ from faq_deploy.place import Target
 from faq_deploy.prepared_model import PreparedModel
 from faq_deploy.recipe import Recipe, load_recipe, override, resolved
 from faq_deploy.rewrite import rewrite
+from faq_deploy.tracing import evaluating
 from faq_deploy.versions import engine_versions
 
 __all__ = ["calibrate", "check", "export", "prepare"]
@@ -75,7 +76,7 @@ def prepare(
     chosen = correctable(resolved(chosen, name))
     example = _example(example_inputs)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    require_floats(model, device)
+    require_one_device(model, device)
     source = model if device.type == "cpu" else copy.deepcopy(model).cpu()  # it is traced on the CPU
     net = rewrite(source, example, chosen)
     return PreparedModel(net, chosen, name, example).to(device).train(model.training)
@@ -112,7 +113,7 @@ def calibrate(
             "train it, or pass force=True to calibrate again with the weights of now.",
         )
     device = require_sound(model)
-    section, was_training = model.recipe.calibration, model.training
+    section = model.recipe.calibration
     seen: list[Tensor] = []
     wanted = max(_SAMPLES, section.correction_images if corrects(section) else 0)
 
@@ -125,17 +126,14 @@ def calibrate(
             if len(images):
                 yield images
 
-    try:
-        ranges = measure(model.net, looked_at(), section, model.recipe.target, name_of)
-    except BaseException:
-        model.mark(calibrated=model.is_calibrated)  # leaves the mode that observes
-        raise
-    finally:
-        model.train(was_training)
-    if corrects(section):
-        model.eval()
-        correct(model.net, torch.split(torch.cat(seen), _CORRECTED_TOGETHER), section)
-        model.train(was_training)
+    with evaluating(model):
+        try:
+            ranges = measure(model.net, looked_at(), section, model.recipe.target, name_of)
+        except BaseException:
+            model.mark(calibrated=model.is_calibrated)  # nothing observes any more
+            raise
+        if corrects(section):
+            correct(model.net, torch.split(torch.cat(seen), _CORRECTED_TOGETHER), section)
     if seen:
         model.samples = torch.cat(seen)[:_SAMPLES].cpu()
     model.mark(calibrated=True)

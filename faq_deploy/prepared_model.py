@@ -127,6 +127,8 @@ class PreparedModel(nn.Module):
         self._calibrated = calibrated
         self.signature[_CALIBRATED] = int(calibrated)
         self.net.set_mode("quantize" if calibrated else "float")
+        for quantizer in self.net.quantizers().values():
+            quantizer.observer = None
 
     def frozen(self) -> QuantizedNet:
         """A copy of the net on the CPU, in eval mode: what is exported. The model itself stays as it is."""

@@ -95,6 +95,13 @@ def test_prepared_model_computes_what_the_float_one_does_and_leaves_it_alone(tra
     assert not model.is_calibrated
 
 
+def test_calibration_leaves_each_module_in_its_own_mode() -> None:
+    model = faq_deploy.prepare(float_net(), images()).train()
+    model.net.layers["fc"].eval()
+    faq_deploy.calibrate(model, [images()])
+    assert [name for name, layer in model.net.layers.items() if not layer.training] == ["fc"]
+
+
 @pytest.mark.parametrize(("target", "recipe"), [("tensorrt", "faq-8bit"), ("onnxruntime", "faq-4bit")])
 def test_calls_give_the_exponents_and_codes_of_the_functions_below_them(target: str, recipe: str) -> None:
     chosen = override(load_recipe(recipe), {"target": target})
@@ -131,7 +138,7 @@ def broken(net: nn.Module) -> nn.Module:
     ("model", "example", "what", "remedy"),
     [
         (lambda: Small().train(), images(2), "bn is in training mode and has seen no batch", "train the float model"),
-        (lambda: NoStatistics().eval(), images(2), "bn keeps no running statistics", "track_running_stats=True"),
+        (lambda: NoStatistics().eval(), images(2), "uses the statistics of the current batch", "track_running_stats"),
         (lambda: broken(float_net()), images(2), "stem.weight holds NaN", "checkpoint"),
         (ready, images(2), "prepared already", "prepare the float model"),
         (lambda: nn.Sequential(ready(), nn.ReLU()), images(2), "prepared already, or a part", "the float model"),
@@ -219,6 +226,7 @@ def test_failed_calibration_leaves_the_model_as_it_was(batches: list[Tensor], wh
     assert (model.training, model.is_calibrated) == (True, again)
     assert same_state(model, before)
     assert torch.equal(model.eval()(images()), wanted)
+    assert all(quantizer.observer is None for quantizer in model.net.quantizers().values())
     faq_deploy.calibrate(model, [images()], force=again)
 
 
