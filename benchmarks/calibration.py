@@ -33,7 +33,7 @@ from benchmarks.common import (
     this_machine,
 )
 from calibration import ESTIMATORS
-from faq_deploy.calibrate import calibrate
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.net import QuantizedNet
 from faq_deploy.rewrite import rewrite
 

@@ -259,7 +259,7 @@ def quantized(model: nn.Module, images: Tensor, recipe: Recipe) -> StoredNet:
         The net in quantized mode, with the facts that export needs.
     """
     from engines.preprocess import Preprocessing
-    from faq_deploy.calibrate import calibrate
+    from faq_deploy.activation_exponents import calibrate
     from faq_deploy.rewrite import rewrite
     from faq_deploy.stored_net import NetFacts, StoredNet
 

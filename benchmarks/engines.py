@@ -134,7 +134,7 @@ def _write_onnx(network: str, path: Path) -> None:
 
     from benchmarks.common import quantized, random_net, recipe_of
     from faq_deploy.emit import emit_graph
-    from faq_deploy.export import IR_VERSION, OPSET
+    from faq_deploy.onnx_export import IR_VERSION, OPSET
 
     size = 299 if network == "inception_v3" else 224
     images = torch.randn(_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(1))

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else benchmarks/
 
 from benchmarks.common import Row, goal, make_parser, publish, quantized, random_net, recipe_of, this_machine
 from engines.runner import FloatArray
-from faq_deploy.export import ExportResult, export_onnx
+from faq_deploy.onnx_export import ExportResult, export_onnx
 from faq_deploy.stored_net import StoredNet
 from faq_deploy.versions import engine_versions
 

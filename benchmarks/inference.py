@@ -37,7 +37,7 @@ from benchmarks.common import (
 from benchmarks.float_onnx import write_float_onnx
 from engines.ort import OrtRunner
 from engines.runner import FloatArray
-from faq_deploy.export import export_onnx
+from faq_deploy.onnx_export import export_onnx
 from faq_deploy.recipe import Recipe
 from faq_deploy.rewrite import rewrite
 from faq_deploy.versions import engine_versions

@@ -30,10 +30,10 @@ from engines.image_batches import batches
 from engines.int4 import linears_as_int4, pack_int4
 from engines.preprocess import Preprocessing
 from engines.qdq_graph import load_model
-from faq_deploy.calibrate import calibrate
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.correction import correct, corrects
 from faq_deploy.data import Splits, calibration_indices, open_data
-from faq_deploy.export import export_onnx
+from faq_deploy.onnx_export import export_onnx
 from faq_deploy.recipe import load_recipe, override
 from faq_deploy.rewrite import rewrite
 from faq_deploy.stored_net import NetFacts, StoredNet

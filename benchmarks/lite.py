@@ -30,7 +30,7 @@ from benchmarks.efficientnet_lite import SIZES, lite0, lite1, lite2
 from engines.image_batches import batches
 from engines.images import ImageSet
 from engines.preprocess import Preprocessing
-from faq_deploy.calibrate import calibrate
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.correction import correct, correctable, corrects
 from faq_deploy.data import Splits, calibration_indices, open_data
 from faq_deploy.net import QuantizedNet

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else benchmarks/calibration.py hides the package
 
 from benchmarks.common import Row, goal, make_parser, publish, recipe_of, this_machine
-from faq_deploy.calibrate import calibrate
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.certificate import certificate
 from faq_deploy.emit import emit_graph
 from faq_deploy.rewrite import rewrite

@@ -142,7 +142,7 @@ def attempt(model: str, family: str, targets: Sequence[str]) -> Trial:
 
 def _outcome(net: nn.Module, images: Tensor, target: str) -> Outcome:
     from engines.errors import InputError
-    from faq_deploy.export import export_onnx
+    from faq_deploy.onnx_export import export_onnx
     from faq_deploy.versions import engine_versions
 
     start = time.perf_counter()

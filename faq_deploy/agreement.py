@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from engines.errors import InputError
 from engines.ort import OrtRunner
 from engines.parity import compare_codes, compare_logits, logits_of_bits
 from engines.reference import ReferenceRunner
 from engines.runner import CodeRunner, FloatArray
-from faq_deploy.stored_net import StoredNet
+from faq_deploy.net import QuantizedNet
 
 __all__ = ["Agreement", "CodeCount", "compare", "images_at_once", "torch_codes"]
 
@@ -34,6 +35,7 @@ class Agreement:
         images: how many.
         codes_compared, differing: integer codes of all tensors.
         first: name of the first tensor that differs, or None.
+        logits_compared, differing_logits: logits; 0.0 and -0.0 are one value.
         flips: images with another top-1.
         largest_difference: of two logits.
     """
@@ -43,6 +45,8 @@ class Agreement:
     codes_compared: int
     differing: int
     first: str | None
+    logits_compared: int
+    differing_logits: int
     flips: int
     largest_difference: float
 
@@ -52,16 +56,19 @@ class Agreement:
         return self.differing == 0 and self.largest_difference == 0.0
 
 
-def compare(stored: StoredNet, path: Path, images: FloatArray) -> list[Agreement]:
+def compare(net: QuantizedNet, path: Path, batches: Iterable[FloatArray]) -> list[Agreement]:
     """Run the same images through PyTorch, the integer reference and onnxruntime without optimizations.
 
     Args:
-        stored: the net.
+        net: on the CPU, calibrated, in eval mode.
         path: the ONNX file that was made of it.
-        images: float32, shape (N, C, H, W), preprocessed.
+        batches: float32, shape (N, C, H, W), preprocessed.
 
     Returns:
         The reference's and the oracle's agreement with PyTorch.
+
+    Raises:
+        InputError: the file holds other tensors than the net, or can't be run.
     """
     runners: dict[str, CodeRunner] = {
         "reference": ReferenceRunner(path),
@@ -69,39 +76,41 @@ def compare(stored: StoredNet, path: Path, images: FloatArray) -> list[Agreement
     }
     totals = {name: _Total() for name in runners}
     try:
-        step = images_at_once(stored, images[:1])
-        for start in range(0, len(images), step):
-            piece = images[start : start + step]
-            wanted, logits = torch_codes(stored, piece)
-            for name, runner in runners.items():
-                totals[name].add(wanted, logits, runner.codes(piece))
+        step = 0
+        for images in batches:
+            step = step or images_at_once(net, images[:1])
+            for start in range(0, len(images), step):
+                piece = images[start : start + step]
+                wanted, logits = torch_codes(net, piece)
+                for name, runner in runners.items():
+                    totals[name].add(wanted, logits, runner.codes(piece))
     finally:
         for runner in runners.values():
             runner.close()
-    return [total.agreement(name, len(images)) for name, total in totals.items()]
+    return [total.agreement(name) for name, total in totals.items()]
 
 
-def torch_codes(stored: StoredNet, images: FloatArray) -> tuple[dict[str, IntArray], FloatArray]:
+def torch_codes(net: QuantizedNet, images: FloatArray) -> tuple[dict[str, IntArray], FloatArray]:
     """PyTorch's codes by ONNX tensor name (`NAME.codes`), and its logits.
 
     Args:
-        stored: the net.
+        net: on the CPU, calibrated, in eval mode.
         images: float32, shape (N, C, H, W).
     """
     with torch.inference_mode():
-        codes, output = stored.net.codes(torch.from_numpy(images))
+        codes, output = net.codes(torch.from_numpy(images))
     first = output if isinstance(output, torch.Tensor) else output[0]
     return {f"{name}.codes": value.numpy() for name, value in codes.items()}, first.numpy()
 
 
-def images_at_once(stored: StoredNet, image: FloatArray) -> int:
+def images_at_once(net: QuantizedNet, image: FloatArray) -> int:
     """How many images to compare together, so that their codes fit the memory that is set aside.
 
     Args:
-        stored: the net.
+        net: on the CPU, calibrated, in eval mode.
         image: float32, shape (1, C, H, W).
     """
-    codes, _ = torch_codes(stored, image)
+    codes, _ = torch_codes(net, image)
     return int(max(1, min(_LARGEST, _MEMORY // max(1, sum(c.nbytes for c in codes.values())))))
 
 
@@ -124,7 +133,16 @@ class CodeCount:
         Args:
             wanted: PyTorch's, by ONNX tensor name.
             found: the runtime's; tensors that are flat in one may have positions in the other.
+
+        Raises:
+            InputError: the runtime's file has not these tensors.
         """
+        foreign = next((n for n, v in wanted.items() if n not in found or found[n].size != v.size), None)
+        if foreign is not None:
+            raise InputError(
+                f"the file holds another net: its tensor {foreign} is not there, or of another size.",
+                "name the file that was exported from this model, or export it again.",
+            )
         expected = {key: value.reshape(found[key].shape) for key, value in wanted.items()}
         parity = compare_codes(expected, found, list(wanted))
         self.compared += parity.compared
@@ -138,15 +156,30 @@ class _Total:
     """Running totals of one runtime."""
 
     codes: CodeCount = field(default_factory=CodeCount)
+    images: int = 0
+    logits: int = 0
+    differing_logits: int = 0
     flips: int = 0
     largest: float = 0.0
 
     def add(self, wanted: Mapping[str, IntArray], logits: FloatArray, found: Mapping[str, IntArray]) -> None:
         self.codes.add(wanted, found)
         close = compare_logits(logits, logits_of_bits(found["logits"]))
+        self.images += close.images
+        self.logits += logits.size
+        self.differing_logits += close.differing
         self.flips += close.flips
         self.largest = max(self.largest, close.largest_difference)
 
-    def agreement(self, name: str, images: int) -> Agreement:
-        codes = self.codes
-        return Agreement(name, images, codes.compared, codes.differing, codes.first, self.flips, self.largest)
+    def agreement(self, name: str) -> Agreement:
+        return Agreement(
+            runtime=name,
+            images=self.images,
+            codes_compared=self.codes.compared,
+            differing=self.codes.differing,
+            first=self.codes.first,
+            logits_compared=self.logits,
+            differing_logits=self.differing_logits,
+            flips=self.flips,
+            largest_difference=self.largest,
+        )

@@ -16,7 +16,8 @@ from engines.image_batches import BadImages, Batch, OnBad, batches
 from engines.images import ImageSet
 from engines.run_folder import RunFolder
 from faq_deploy import __version__, checkpoint
-from faq_deploy.calibrate import ActivationRange, calibrate
+from faq_deploy.activation_exponents import ActivationRange, calibrate
+from faq_deploy.api import prepare
 from faq_deploy.correction import correct, correctable, corrects
 from faq_deploy.data import Splits, calibration_indices
 from faq_deploy.interrupt import Interrupted, StopSignals
@@ -26,7 +27,6 @@ from faq_deploy.net import QuantizedNet
 from faq_deploy.output_folder import clear_output, remove_leftovers
 from faq_deploy.predictions import images_sha256
 from faq_deploy.recipe import Recipe, dump_toml, parse_recipe
-from faq_deploy.rewrite import rewrite
 from faq_deploy.run_data import DataFacts
 from faq_deploy.samples import COUNT, write_samples
 from faq_deploy.stored_net import NetFacts, StoredNet, load_net, write_net
@@ -109,7 +109,7 @@ def calibrate_run(
         warnings.append(f"{chosen}.")
     if recipe.training.epochs:
         require_batches(module, example, facts.model, min(recipe.training.batch_size, len(splits.train)))
-    net = rewrite(module, example, recipe)
+    net = prepare(module, example, recipe=recipe).net
     if looks:
         on_stage(f"calibrating on {images}")
     seen: list[str] = []

@@ -71,7 +71,7 @@ def walk(
     Raises:
         FaqError: a runtime refuses the image.
     """
-    wanted, _ = torch_codes(stored, image)
+    wanted, _ = torch_codes(stored.net, image)
     graph, order = check.graph, list(wanted)
     manifest = _engine(run, tally)
     found, note = _codes(path, run, tally, manifest, image)

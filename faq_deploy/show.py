@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from faq_deploy.certificate import proof_sentence
-from faq_deploy.export import ExportResult
 from faq_deploy.finetune import FinetuneResult
 from faq_deploy.headline import headline
+from faq_deploy.onnx_export import ExportResult
 from faq_deploy.progress import TrainingReporter, training_reporter
 from faq_deploy.quantize import QuantizeResult
 from faq_deploy.report_model import Report, Stage

@@ -246,9 +246,9 @@ def compare_codes(
         histograms: PyTorch quantized's codes are counted here.
     """
     images = images[: max((count for _, count in shares), default=0)]
-    step = images_at_once(stored, images[:1]) if len(images) else 1
+    step = images_at_once(stored.net, images[:1]) if len(images) else 1
     for start in range(0, len(images), step):
-        wanted, _ = torch_codes(stored, images[start : start + step])
+        wanted, _ = torch_codes(stored.net, images[start : start + step])
         if histograms is not None:
             histograms.add(wanted)
         for tally, count in shares:

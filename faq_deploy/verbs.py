@@ -14,8 +14,8 @@ from engines.run_folder import RunFolder, writes
 from faq_deploy import __version__
 from faq_deploy.calibrated_run import Calibrated, begin_run, calibrate_run
 from faq_deploy.evaluate import EvalOptions, evaluate, load_run
-from faq_deploy.export import ExportResult, export_onnx
 from faq_deploy.new_run import QuantizeOptions, open_training, pick_device
+from faq_deploy.onnx_export import ExportResult, export_onnx
 from faq_deploy.output_folder import check_output, remove_leftovers
 from faq_deploy.output_lock import output_of
 from faq_deploy.predictions import PREDICTIONS, write_predictions

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.runner import FloatArray
-from faq_deploy.export import export_onnx
+from faq_deploy.onnx_export import export_onnx
 from faq_deploy.rewrite import rewrite
 from faq_deploy.stored_net import StoredNet
 from tests.quantized import images, make_recipe, quantized_net

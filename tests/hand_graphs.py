@@ -14,8 +14,8 @@ from torch import Tensor
 
 from engines.parity import logits_of_bits
 from engines.reference import ReferenceRunner
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.batch_norm import BatchNormMode
-from faq_deploy.calibrate import calibrate
 from faq_deploy.emit import emit_graph
 from faq_deploy.graph import Graph, Kind, Node, Setting
 from faq_deploy.net import QuantizedNet, WeightRules

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from faq_deploy.export import export_onnx
+from faq_deploy.onnx_export import export_onnx
 from faq_deploy.recipe import override
 from tests.nets import Small, with_statistics
 from tests.quantized import images, make_recipe, quantized_net

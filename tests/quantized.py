@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.preprocess import Preprocessing
-from faq_deploy.calibrate import calibrate
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.recipe import Recipe, load_recipe, override
 from faq_deploy.rewrite import rewrite
 from faq_deploy.stored_net import NetFacts, StoredNet

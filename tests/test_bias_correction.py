@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.bias_correction import correct_biases_analytically, correct_biases_empirically
-from faq_deploy.calibrate import calibrate
 from faq_deploy.net import QuantizedNet
 from faq_deploy.recipe import override
 from faq_deploy.rewrite import rewrite

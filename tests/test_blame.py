@@ -13,7 +13,7 @@ from engines.preprocess import Preprocessing
 from engines.run_folder import RunFolder
 from faq_deploy.blame import ALL_STAGES, Inquiry, find_blame, told
 from faq_deploy.evidence_gates import FALL, FileCheck, check_file
-from faq_deploy.export import export_onnx
+from faq_deploy.onnx_export import export_onnx
 from faq_deploy.report_model import Blame, Gate, Stage
 from faq_deploy.stored_net import StoredNet
 from tests.nets import Small, with_statistics

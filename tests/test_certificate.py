@@ -19,10 +19,10 @@ from engines.preprocess import Preprocessing
 from engines.reference import ReferenceRunner
 from faq_deploy.certificate import FP32_INTEGERS, LayerBound, certificate, over_the_bound, proof_sentence
 from faq_deploy.certify import Reach, largest_sums
-from faq_deploy.export import export_onnx
 from faq_deploy.fixed_point import FixedPoint
 from faq_deploy.graph import Kind, Node
 from faq_deploy.net import QuantizedNet
+from faq_deploy.onnx_export import export_onnx
 from faq_deploy.stored_net import NetFacts, StoredNet
 from tests.quantized import make_recipe
 from tests.quantized_layers import WEIGHT_EXPONENT, build, conv, input_nodes, quantizer, save_onnx

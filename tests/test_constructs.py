@@ -13,7 +13,7 @@ from torch import nn
 from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
 from faq_deploy.agreement import torch_codes
-from faq_deploy.export import export_onnx
+from faq_deploy.onnx_export import export_onnx
 from faq_deploy.stored_net import StoredNet
 from tests.constructs import CONSTRUCTS, Around
 from tests.cpu_kernels import optimized_is_exact
@@ -59,7 +59,7 @@ def test_codes_are_the_same_everywhere_after_a_training_step(name: str, target: 
     assert all(a.equal for a in result.agreements)
     for count in (1, 3):
         piece = data[:count].numpy()
-        wanted, logits = torch_codes(stored, piece)
+        wanted, logits = torch_codes(stored.net, piece)
         assert sum(int((codes != 0).sum()) for codes in wanted.values())
         for runner in (ReferenceRunner(path), OrtRunner(path, oracle=not optimized_is_exact(target))):
             assert np.array_equal(runner(piece), logits)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engines.errors import InputError
-from faq_deploy.calibrate import calibrate
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.correction import correct, correctable, corrects
 from faq_deploy.recipe import Recipe, load_recipe, override
 from faq_deploy.rewrite import rewrite

@@ -15,7 +15,7 @@ from torch import nn
 from engines.engine_plan import EnginePlan, FloatIsland, Share, inspected, predict, sentences
 from engines.errors import InputError
 from engines.int8_rules import Convolution, no_int8_kernel
-from faq_deploy.export import export_onnx
+from faq_deploy.onnx_export import export_onnx
 from faq_deploy.recipe import override
 from tests.layer_forms import layer
 from tests.nets import Small, with_statistics

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from engines.run_folder import RunFolder
 from faq_deploy.evidence_gates import check_file, code_gates, fall_gate, file_gates
-from faq_deploy.export import export_onnx
+from faq_deploy.onnx_export import export_onnx
 from faq_deploy.report_model import Stage
 from faq_deploy.stored_net import StoredNet
 from tests.nets import Small, with_statistics

@@ -16,7 +16,7 @@ from engines.int4 import int4_refused, linears_as_int4
 from engines.profile import DEFAULT_PROFILE
 from engines.qdq_graph import load_model, read_graph
 from engines.tensorrt import build_rtx
-from faq_deploy.export import export_onnx
+from faq_deploy.onnx_export import export_onnx
 from tests.engine_nets import needs_rtx
 from tests.int4_nets import batch_of, exported, four_bit, plain_net, types, unoptimized
 from tests.nets import Inverted, with_statistics

@@ -12,7 +12,7 @@ from torch import nn
 from engines.errors import InputError
 from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
-from faq_deploy.export import export_onnx
+from faq_deploy.onnx_export import export_onnx
 from faq_deploy.recipe import Recipe, override
 from faq_deploy.stored_net import StoredNet
 from tests.nets import Small, with_statistics

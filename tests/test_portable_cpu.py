@@ -16,7 +16,7 @@ from torch import nn
 from faq_deploy.agreement import torch_codes
 from tests.nets import Inverted, PreActivation, Small, with_statistics
 from tests.quantized import images, make_recipe, quantized_net
-from tests.test_export import run_export
+from tests.test_onnx_export import run_export
 
 QEMU = shutil.which("qemu-x86_64")
 pytestmark = [
@@ -40,7 +40,7 @@ def differing_logits(model: nn.Module, cpu: str, folder: Path) -> int:
     path = run_export(stored, folder).path
     signs = torch.randint(0, 2, (8, 3, 16, 16), generator=torch.Generator().manual_seed(1)) * 2 - 1
     data = np.concatenate([images(8, seed=3).numpy(), (signs * 1e4).float().numpy()])
-    np.savez(folder / "io.npz", images=data, logits=torch_codes(stored, data)[1])
+    np.savez(folder / "io.npz", images=data, logits=torch_codes(stored.net, data)[1])
     assert QEMU is not None
     command = [QEMU, "-cpu", "Haswell", sys.executable, "-c", PROGRAM]
     command += [str(path), str(folder / "io.npz"), str(Path(__file__).parents[1])]

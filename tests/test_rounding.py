@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.bias_correction import correct_biases_empirically
-from faq_deploy.calibrate import calibrate
 from faq_deploy.fixed_point import FixedPoint
 from faq_deploy.net import QuantizedNet
 from faq_deploy.recipe import override

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from faq_deploy.calibrate import calibrate
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.layers import Mode, WeightedLayer
 from faq_deploy.net import QuantizedNet
 from faq_deploy.rewrite import rewrite

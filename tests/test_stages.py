@@ -32,10 +32,10 @@ class Recorder:
         self.code_names: list[str] = []
 
     def __call__(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return torch_codes(self.stored, batch)[1]
+        return torch_codes(self.stored.net, batch)[1]
 
     def codes(self, batch: npt.NDArray[np.float32]) -> Codes:
-        codes, _ = torch_codes(self.stored, batch)
+        codes, _ = torch_codes(self.stored.net, batch)
         place = None if self.wrong is None else self.wrong - sum(self.sizes)
         if place is not None and 0 <= place < len(batch):
             codes["relu.codes"][place].flat[0] += 1
@@ -52,10 +52,10 @@ def tally(runner: Recorder) -> Tally:
 
 def test_codes_are_compared_in_pieces_that_fit_the_memory(stored: StoredNet, monkeypatch: pytest.MonkeyPatch) -> None:
     data = images(7).numpy()
-    one = sum(codes.nbytes for codes in torch_codes(stored, data[:1])[0].values())
+    one = sum(codes.nbytes for codes in torch_codes(stored.net, data[:1])[0].values())
     for room, sizes in ((one - 1, [1] * 7), (3 * one, [3, 3, 1]), (100 * one, [7])):
         monkeypatch.setattr(agreement, "_MEMORY", room)
-        assert images_at_once(stored, data[:1]) == max(1, min(8, room // one))
+        assert images_at_once(stored.net, data[:1]) == max(1, min(8, room // one))
         runner = Recorder(stored, wrong=5)
         stage = tally(runner)
         compare_codes(stored, data, [(stage, 7)])
@@ -65,7 +65,7 @@ def test_codes_are_compared_in_pieces_that_fit_the_memory(stored: StoredNet, mon
 
 def test_each_stage_compares_only_the_images_that_it_ran(stored: StoredNet, monkeypatch: pytest.MonkeyPatch) -> None:
     data = images(5).numpy()
-    one = sum(codes.size for codes in torch_codes(stored, data[:1])[0].values())
+    one = sum(codes.size for codes in torch_codes(stored.net, data[:1])[0].values())
     monkeypatch.setattr(agreement, "_MEMORY", 2 * 8 * one)
     runners = [Recorder(stored, wrong=3), Recorder(stored), Recorder(stored)]
     shares = list(zip(map(tally, runners), (4, 1, 0), strict=True))
@@ -143,7 +143,7 @@ class OnePass(Recorder):
         return super().__call__(batch)
 
     def codes(self, batch: npt.NDArray[np.float32]) -> Codes:
-        logits = torch_codes(self.stored, batch)[1]
+        logits = torch_codes(self.stored.net, batch)[1]
         return super().codes(batch) | {"logits": logit_bits(logits)}
 
 
@@ -156,7 +156,7 @@ def test_images_whose_codes_are_compared_are_not_run_again(
     stage = Tally("reference", "reference", runner, limit=limit, one_pass=True)
     assert stage.share(7) == (limit or 7)
     compare_codes(stored, data, [(stage, coded)])
-    logits = torch_codes(stored, data)[1]
+    logits = torch_codes(stored.net, data)[1]
     found = stage.run(data, labels, logits)
     assert np.array_equal(found, logits[: limit or 7])
     assert runner.called == called

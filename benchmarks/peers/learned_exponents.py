@@ -27,8 +27,8 @@ from torch import Tensor, nn
 import faq_deploy.net
 from benchmarks.peers.peer_run import Method, keep_record, make_parser, open_setup, train
 from faq_deploy import __version__
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.augment import batch_sizes
-from faq_deploy.calibrate import calibrate
 from faq_deploy.fixed_point import FixedPoint, quantize_activation, quantize_weight
 from faq_deploy.layers import ActivationQuantizer, WeightedLayer
 from faq_deploy.net import QuantizedNet

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # else the script 
 
 from benchmarks.peers.peer_run import Method, keep_record, make_parser, open_setup, train
 from faq_deploy import __version__
-from faq_deploy.calibrate import calibrate
+from faq_deploy.activation_exponents import calibrate
 from faq_deploy.recipe import load_recipe, override
 from faq_deploy.rewrite import rewrite
 

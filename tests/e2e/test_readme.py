@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("readme")
 
 def block_with(text: str) -> list[list[str]]:
     """The commands of the fenced block that contains `text`."""
-    blocks = re.findall(r"^```\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     (found,) = [block for block in blocks if text in block]
     return [shlex.split(line)[1:] for line in found.splitlines() if line.startswith("faq-deploy")]
 

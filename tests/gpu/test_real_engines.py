@@ -25,7 +25,7 @@ from engines.open_engine import open_engine
 from engines.profile import Profile
 from engines.reference import ReferenceRunner
 from engines.tensorrt_runner import TensorRTRunner
-from faq_deploy.export import export_onnx
+from faq_deploy.onnx_export import export_onnx
 from tests.nets import Small, with_statistics
 from tests.onnx_nets import images, residual_net, saved
 from tests.quantized import images as pictures

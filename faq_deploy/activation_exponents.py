@@ -110,7 +110,7 @@ def _observe(
                 raise error.at_image(name_of(count + _culprit(net, batch))) from error
             count += len(batch)
     if count == 0:
-        raise InputError("there are no images to calibrate on.", "give a data folder with training images.")
+        raise InputError("there are no images to calibrate on.", "give at least one batch of training images.")
 
 
 def _culprit(net: QuantizedNet, batch: Tensor) -> int:

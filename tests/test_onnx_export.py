@@ -19,7 +19,8 @@ from engines.reference import ReferenceRunner
 from faq_deploy import agreement as agreement_module
 from faq_deploy.agreement import torch_codes
 from faq_deploy.certificate import certificate
-from faq_deploy.export import ExportResult, export_onnx
+from faq_deploy.net import QuantizedNet
+from faq_deploy.onnx_export import ExportResult, export_onnx
 from faq_deploy.recipe import override
 from faq_deploy.stored_net import StoredNet, load_net, save_net
 from tests.cpu_kernels import optimized_is_exact
@@ -61,7 +62,7 @@ def test_optimized_onnxruntime_gives_identical_logits(
     stored = quantized_net(with_statistics(make()), make_recipe(target, bits, mode))
     path = run_export(stored, tmp_path).path
     data = images(7, seed=11).numpy()
-    wanted = torch_codes(stored, data)[1]
+    wanted = torch_codes(stored.net, data)[1]
     with_all = OrtRunner(path)
     assert np.array_equal(with_all(data), wanted)
     assert np.array_equal(np.concatenate([with_all(data[i : i + 1]) for i in range(7)]), wanted)
@@ -217,7 +218,7 @@ def test_codes_at_their_extremes_agree_where_the_certificate_holds(tmp_path: Pat
     path = run_export(stored, tmp_path).path
     signs = torch.randint(0, 2, (16, 3, 16, 16), generator=torch.Generator().manual_seed(1)) * 2 - 1
     extreme = (signs * 1e4).float().numpy()
-    codes, logits = torch_codes(stored, extreme)
+    codes, logits = torch_codes(stored.net, extreme)
     assert set(np.unique(codes["input_quantizer.codes"])) == {-128, 127}
     for runner in (ReferenceRunner(path), OrtRunner(path, oracle=True)):
         assert np.array_equal(runner(extreme), logits)
@@ -242,8 +243,8 @@ def test_layer_over_2_to_24_is_named(tmp_path: Path) -> None:
 def test_unexplained_difference_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = quantized_net(with_statistics(Small()), make_recipe())
 
-    def wrong(stored: StoredNet, data: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        codes, logits = torch_codes(stored, data)
+    def wrong(net: QuantizedNet, data: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        codes, logits = torch_codes(net, data)
         codes["relu.codes"] = codes["relu.codes"] + 1
         return codes, logits
 

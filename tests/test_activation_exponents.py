@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import InputError
-from faq_deploy.calibrate import ActivationRange, calibrate
+from faq_deploy.activation_exponents import ActivationRange, calibrate
 from faq_deploy.net import QuantizedNet
 from faq_deploy.recipe import CalibrationSection
 from faq_deploy.rewrite import rewrite

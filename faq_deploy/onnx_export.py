@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,9 +20,11 @@ from engines.runner import FloatArray
 from faq_deploy.agreement import Agreement, compare
 from faq_deploy.certificate import LayerBound, certificate, over_the_bound
 from faq_deploy.emit import emit_with_modules
+from faq_deploy.net import QuantizedNet
+from faq_deploy.recipe import Recipe
 from faq_deploy.stored_net import StoredNet
 
-__all__ = ["ExportResult", "export_onnx"]
+__all__ = ["ExportResult", "export_onnx", "write_onnx"]
 
 OPSET: Final = 13
 IR_VERSION: Final = 8  # the lowest that opset 13 needs: old runtimes on edge boxes read it (C36)
@@ -58,7 +60,7 @@ def export_onnx(
     on_stage: Callable[[str], None] = lambda text: None,
     packed: bool = False,
 ) -> ExportResult:
-    """Write `path` if PyTorch, the integer reference and onnxruntime agree on its codes.
+    """Write the net of a run; see `write_onnx`.
 
     Args:
         stored: the net.
@@ -66,6 +68,45 @@ def export_onnx(
         images: float32, shape (N, C, H, W), preprocessed; the images of the check.
         versions: of packages, for the metadata.
         checkpoint_sha256: of the file that `stored` was read from.
+        on_stage: told what is being done.
+        packed: store 4-bit weights in 4 bits.
+
+    Raises:
+        InputError: the graph breaks a rule, or the disk is full.
+        FaqError: codes differ although every layer is proven exact: a bug in faq-deploy.
+    """
+    facts = stored.facts
+    about = {
+        "model": facts.model,
+        "preprocessing": facts.preprocessing.model_dump(mode="json"),
+        "classes": facts.classes,
+        "checkpoint_sha256": checkpoint_sha256,
+    }
+    return write_onnx(
+        stored.net, stored.recipe, path, images, about=about, versions=versions, on_stage=on_stage, packed=packed
+    )
+
+
+def write_onnx(
+    net: QuantizedNet,
+    recipe: Recipe,
+    path: Path,
+    images: FloatArray,
+    *,
+    about: Mapping[str, object],
+    versions: dict[str, str],
+    on_stage: Callable[[str], None] = lambda text: None,
+    packed: bool = False,
+) -> ExportResult:
+    """Write `path` if PyTorch, the integer reference and onnxruntime agree on its codes.
+
+    Args:
+        net: on the CPU, calibrated, in eval mode.
+        recipe: of the net.
+        path: the ONNX file; it is renamed into place after all checks.
+        images: float32, shape (N, C, H, W), preprocessed; the images of the check.
+        about: metadata besides what the net and its recipe say, as JSON values by name.
+        versions: of packages, for the metadata.
         on_stage: told what is being done.
         packed: store weights whose codes all have 4 bits in 4 bits, for a smaller file; everything that reads it
             here unpacks them. The checks are of this very file.
@@ -75,28 +116,28 @@ def export_onnx(
         FaqError: codes differ although every layer is proven exact: a bug in faq-deploy.
     """
     on_stage("writing the graph")
-    bounds = certificate(stored.net)
-    model = _model(stored, versions, checkpoint_sha256, bounds)
+    bounds = certificate(net)
+    model = _model(net, recipe, about, versions, bounds)
     notes: list[str] = []
     if packed:
         model, sentence = _packed(model, path)
         notes.append(sentence)
-    warnings = _lint(model, stored.recipe.target)
+    warnings = _lint(model, recipe.target)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
         on_stage(f"comparing {len(images)} images with the reference and onnxruntime")
-        agreements = compare(stored, temporary, images)
-        warnings += _explain(stored, agreements, bounds)
+        agreements = compare(net, temporary, [images])
+        warnings += _explain(net, agreements, bounds)
     return ExportResult(path, path.stat().st_size, agreements, bounds, warnings, notes)
 
 
 def _model(
-    stored: StoredNet,
+    net: QuantizedNet,
+    recipe: Recipe,
+    about: Mapping[str, object],
     versions: dict[str, str],
-    checkpoint_sha256: str,
     bounds: list[LayerBound],
 ) -> onnx.ModelProto:
-    net, recipe, facts = stored.net, stored.recipe, stored.facts
     graph, modules = emit_with_modules(net, recipe.target)
     model = helper.make_model(
         graph,
@@ -108,17 +149,14 @@ def _model(
     exponents = {name: int(q.exponent) for name, q in net.quantizers().items()}
     weight_exponents = {name: layer.weight_exponent.tolist() for name, layer in net.weighted().items()}
     entries: dict[str, object] = {
+        **about,
         "recipe": recipe.model_dump(mode="json"),
         "target": recipe.target,
         "bits": recipe.bits,
-        "model": facts.model,
         "modules": modules,
         "exponents": exponents,
         "weight_exponents": weight_exponents,
-        "batch_norm": _multipliers(stored),
-        "preprocessing": facts.preprocessing.model_dump(mode="json"),
-        "classes": facts.classes,
-        "checkpoint_sha256": checkpoint_sha256,
+        "batch_norm": _multipliers(net),
         "certificate": {b.name: b.as_dict() for b in bounds},
         "versions": versions,
     }
@@ -152,12 +190,12 @@ def _packed(model: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, str]:
     return _valid(made), sentence
 
 
-def _multipliers(stored: StoredNet) -> dict[str, dict[str, object]]:
+def _multipliers(net: QuantizedNet) -> dict[str, dict[str, object]]:
     """Modes `paper` and `fit`: the pure integers k and exponent of each batch norm's a."""
     found: dict[str, dict[str, object]] = {}
-    for node in stored.net.graph:
+    for node in net.graph:
         if node.kind == "batch_norm":
-            layer = stored.net.layers[node.name]
+            layer = net.layers[node.name]
             with torch.no_grad():
                 a, _ = layer.constants(layer.running_mean, layer.running_var)  # type: ignore[operator]
             exponent = int(layer.multiplier_exponent)  # type: ignore[arg-type]
@@ -177,7 +215,7 @@ def _lint(model: onnx.ModelProto, target: str) -> list[str]:
     return [f"{f.rule} at {f.node}: {f.message}" for f in findings if f.level == "warning"]
 
 
-def _explain(stored: StoredNet, agreements: list[Agreement], bounds: list[LayerBound]) -> list[str]:
+def _explain(net: QuantizedNet, agreements: list[Agreement], bounds: list[LayerBound]) -> list[str]:
     """Sentences about what isn't proven; an error where codes differ without an arithmetic reason."""
     over = [b for b in bounds if not b.proven]
     sentences = []
@@ -186,7 +224,7 @@ def _explain(stored: StoredNet, agreements: list[Agreement], bounds: list[LayerB
             f"{len(over)} of {len(bounds)} sums could in the worst case pass 2^24, where fp32 rounds "
             f"({over_the_bound(bounds)}); they are exact on the images that were compared."
         )
-    in_float = sum(node.is_float for node in stored.net.graph if node.kind != "quantize")
+    in_float = sum(node.is_float for node in net.graph if node.kind != "quantize")
     if in_float:
         sentences.append(
             f"parts of the net stay in float, where every runtime rounds in its own way: {_seen(agreements)}."
@@ -194,7 +232,7 @@ def _explain(stored: StoredNet, agreements: list[Agreement], bounds: list[LayerB
     for agreement in agreements:
         if agreement.equal or in_float:
             continue
-        suspects = _before(stored, agreement.first)
+        suspects = _before(net, agreement.first)
         causes = [b for b in over if b.name in suspects] or (over if agreement.first is None else [])
         what = (
             f"{agreement.runtime} differs from PyTorch in {agreement.differing} of {agreement.codes_compared} codes"
@@ -217,11 +255,11 @@ def _seen(agreements: list[Agreement]) -> str:
     )
 
 
-def _before(stored: StoredNet, name: str | None) -> set[str]:
+def _before(net: QuantizedNet, name: str | None) -> set[str]:
     """Nodes between quantizer `name` and the quantizers before it."""
-    nodes = stored.net.graph.by_name()
+    nodes = net.graph.by_name()
     found: set[str] = set()
-    open_names = list(nodes[name].inputs) if name in nodes else list(stored.net.graph.outputs)
+    open_names = list(nodes[name].inputs) if name in nodes else list(net.graph.outputs)
     while open_names:
         node = nodes[open_names.pop()]
         if node.kind != "quantize":

@@ -1,0 +1,225 @@
+"""The Python API: `prepare`, `calibrate`, train in any loop, `export`, `check`. docs/api.md is its page."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engines.errors import InputError
+from engines.preprocess import Preprocessing
+from faq_deploy.activation_exponents import ActivationRange
+from faq_deploy.activation_exponents import calibrate as measure
+from faq_deploy.agreement import compare
+from faq_deploy.check_result import CheckResult
+from faq_deploy.correction import correct, correctable, corrects
+from faq_deploy.given import (
+    Batch,
+    images_of,
+    require_image_batch,
+    require_one_device,
+    require_prepared,
+    require_sound,
+    require_statistics,
+)
+from faq_deploy.onnx_export import ExportResult, write_onnx
+from faq_deploy.place import Target
+from faq_deploy.prepared_model import PreparedModel
+from faq_deploy.recipe import Recipe, load_recipe, override, resolved
+from faq_deploy.rewrite import rewrite
+from faq_deploy.tracing import evaluating
+from faq_deploy.versions import engine_versions
+
+__all__ = ["calibrate", "check", "export", "prepare"]
+
+_SAMPLES = 8  # images that `export` compares where none are given
+_CORRECTED_TOGETHER = 16  # images in a batch: what a layer reads and writes should fit the cache
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    target: Target | None = None,
+    recipe: str | Path | Recipe = "faq-8bit",
+) -> PreparedModel:
+    """Put a float model on fixed-point grids: the first call.
+
+    The weights are copied; `model` stays as it is. What comes back computes in float until `calibrate`.
+
+    Args:
+        model: a float32 CNN with trained weights, in any mode, on any one device.
+        example_inputs: float32 images, shape (N, C, H, W), N at least 1, as the model takes them; or a tuple of one
+            such tensor. Only their shape matters, and that they are finite.
+        target: `tensorrt`, `onnxruntime` or `paper`: whose grids to train on (docs/targets.md); None takes the
+            recipe's, which is `tensorrt` unless it says otherwise.
+        recipe: every other choice: a name of `faq-deploy recipes`, a TOML file, or a `Recipe`.
+
+    Returns:
+        An ordinary module with the model's inputs and outputs, on its device, in its mode. A softmax at the model's
+        end is left out: it returns the logits.
+
+    Raises:
+        InputError: NaN weights, batch norms that never saw a batch, a part that isn't supported, a model that is
+            prepared already, no such recipe.
+    """
+    if any(isinstance(module, PreparedModel) for module in model.modules()):
+        raise InputError("the model is prepared already, or a part of it is.", "prepare the float model.")
+    require_statistics(model)
+    name = type(model).__name__
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if target is not None and target != chosen.target:
+        chosen = override(chosen, {"target": target})
+    chosen = correctable(resolved(chosen, name))
+    example = _example(example_inputs)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    require_one_device(model, device)
+    source = model if device.type == "cpu" else copy.deepcopy(model).cpu()  # it is traced on the CPU
+    net = rewrite(source, example, chosen)
+    return PreparedModel(net, chosen, name, example).to(device).train(model.training)
+
+
+def calibrate(
+    model: PreparedModel,
+    batches: Iterable[Batch],
+    *,
+    force: bool = False,
+    name_of: Callable[[int], str] | None = None,
+) -> list[ActivationRange]:
+    """Run the float net on a few batches and fix the exponent of every activation: the second call.
+
+    Args:
+        model: of `prepare`.
+        batches: of training images as the model takes them, float32, shape (N, C, H, W), on the model's device; or
+            pairs of images and anything, as a `DataLoader` gives. The first `calibration.batches` of the recipe
+            are taken (5, of 64 images say).
+        force: once more, with the weights of now.
+        name_of: names the image that came as number 0, 1, ..., for errors.
+
+    Returns:
+        What was found, one record a quantizer in the order of the graph.
+
+    Raises:
+        InputError: calibrated already; no images; a NaN or Inf, with its layer and image; images on another device,
+            or of another shape or type. The model is then as it was.
+    """
+    require_prepared(model)
+    if model.is_calibrated and not force:
+        raise InputError(
+            "the model is calibrated already: new exponents would undo what it was trained for.",
+            "train it, or pass force=True to calibrate again with the weights of now.",
+        )
+    device = require_sound(model)
+    section = model.recipe.calibration
+    seen: list[Tensor] = []
+    wanted = max(_SAMPLES, section.correction_images if corrects(section) else 0)
+
+    def looked_at() -> Iterable[Tensor]:
+        for batch in islice(batches, section.batches):
+            images = require_image_batch(images_of(batch), model.samples, device)
+            missing = wanted - sum(map(len, seen))
+            if missing > 0:
+                seen.append(images[:missing].detach().clone())
+            if len(images):
+                yield images
+
+    with evaluating(model):
+        try:
+            ranges = measure(model.net, looked_at(), section, model.recipe.target, name_of)
+        except BaseException:
+            model.mark(calibrated=model.is_calibrated)  # nothing observes any more
+            raise
+        if corrects(section):
+            correct(model.net, torch.split(torch.cat(seen), _CORRECTED_TOGETHER), section)
+    if seen:
+        model.samples = torch.cat(seen)[:_SAMPLES].cpu()
+    model.mark(calibrated=True)
+    return ranges
+
+
+def export(
+    model: PreparedModel,
+    path: str | Path,
+    *,
+    images: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    packed: bool = False,
+) -> ExportResult:
+    """Write the QDQ ONNX file, if PyTorch, the integer reference and onnxruntime agree on its codes.
+
+    The model is exported as it would be in eval mode; it stays as it is.
+
+    Args:
+        model: calibrated, and trained or not.
+        path: of the file; it gets its name after all checks.
+        images: float32, shape (N, C, H, W): what the check compares; None takes 8 of those that it was calibrated on.
+        classes: names in the order of the logits, for the metadata.
+        preprocessing: of every image, for the metadata.
+        packed: store 4-bit weights in 4 bits.
+
+    Returns:
+        What was written, and what was proved about it.
+
+    Raises:
+        InputError: not calibrated, NaN weights, a full disk.
+        FaqError: codes differ although every layer is proven exact: a bug in faq-deploy.
+    """
+    require_prepared(model)
+    model.require_calibrated("export it")
+    require_sound(model)
+    about: dict[str, object] = {"model": model.name}
+    if classes is not None:
+        about["classes"] = list(classes)
+    if preprocessing is not None:
+        about["preprocessing"] = preprocessing.model_dump(mode="json")
+    compared = model.samples if images is None else require_image_batch(images, model.samples, None)
+    return write_onnx(
+        model.frozen(),
+        model.recipe,
+        Path(path),
+        compared.detach().cpu().contiguous().numpy(),
+        about=about,
+        versions=engine_versions(),
+        packed=packed,
+    )
+
+
+def check(model: PreparedModel, path: str | Path, batches: Iterable[Batch]) -> CheckResult:
+    """Compare the model with an exported file: every code and every logit, in two runtimes.
+
+    Args:
+        model: calibrated; run as in eval mode, on the CPU, and left as it is.
+        path: of the ONNX file.
+        batches: float32 images, shape (N, C, H, W), or pairs of them and anything; all are compared.
+
+    Returns:
+        How many codes and logits differ: 0, if the file was exported from these weights.
+
+    Raises:
+        InputError: not calibrated, no images, no such file, or the file of another net.
+    """
+    require_prepared(model)
+    model.require_calibrated("compare it with a file")
+    require_sound(model)
+    given = (require_image_batch(images_of(batch), model.samples, None) for batch in batches)
+    found = compare(model.frozen(), Path(path), (b.detach().cpu().contiguous().numpy() for b in given if len(b)))
+    if not found[0].images:
+        raise InputError("there are no images to compare.", "give at least one batch of images.")
+    return CheckResult(tuple(found))
+
+
+def _example(example_inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Two images on the CPU."""
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if len(inputs) != 1:
+        raise InputError(
+            f"example_inputs has {len(inputs)} tensors.", "give one batch of images: models take one input."
+        )
+    example = require_image_batch(inputs[0], None, None).detach().cpu()
+    if not len(example):
+        raise InputError("example_inputs has no image.", "give a batch of at least one.")
+    return example[:2] if len(example) > 1 else example.expand(2, *example.shape[1:]).contiguous()
