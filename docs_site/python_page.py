@@ -28,7 +28,8 @@ PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "python.md"
 _HEAD: Final = """# Python reference
 
 Written by `docs_site/python_page.py` from the docstrings; edit those, not this page. [From Python](api.md) is
-the manual, with a loop that runs. These names, and no others, stay from one release to the next ([Stability](stability.md)).
+the manual, with a loop that runs. These names, and no others, stay from one release to the next
+([Stability](stability.md)).
 """
 # what the package itself calls, or hands over
 _INSIDE: Final = {"PreparedModel": {"Args", "claim", "frozen", "mark", "require_calibrated"}}

@@ -9,13 +9,18 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from cli import main
 from docs_site import cli_page, python_page
 from docs_site.root_pages import ROOT_PAGES, site_markdown
+from tests.known_gaps import GAPS
+from tests.peer_models import PEER_FILES
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -126,6 +131,47 @@ def test_links_and_lists_are_turned_outside_code_only() -> None:
     wanted = "see [a](a.md):\n\n- one\n- two\n\n```\nx](docs/a.md)\n- three\n```\n"
     assert site_markdown(page, in_root=True) == wanted
     assert site_markdown("[b](../B.md)\n| a |\n| - |\n", in_root=False) == "[b](B.md)\n\n| a |\n| - |\n"
+
+
+# The new pages
+
+
+def test_page_of_what_it_does_not_do_names_every_gap() -> None:
+    page = " ".join((ROOT / "docs" / "not.md").read_text("utf-8").split())
+    assert [gap.what for gap in GAPS if gap.what not in page] == []
+
+
+@pytest.mark.parametrize(("tool", "row"), [("brevitas", "Brevitas 0.13.4"), ("modelopt", "ModelOpt 0.47.0")])
+def test_migration_page_says_what_lint_and_snap_say(tool: str, row: str, tmp_path: Path) -> None:
+    (line,) = [x for x in (ROOT / "docs" / "migrating.md").read_text("utf-8").splitlines() if x.startswith(f"| {row}")]
+    before, after = line.strip("| ").split(" | ")[1:]
+    found = CliRunner().invoke(main, ["lint", str(PEER_FILES / f"{tool}.onnx"), "--target", "tensorrt"])
+    assert f"tensorrt: {before}." in " ".join(found.output.split())
+    snapped = CliRunner().invoke(main, ["snap", str(PEER_FILES / f"{tool}.onnx"), "-o", str(tmp_path / "po2.onnx")])
+    assert snapped.exit_code == 0
+    assert f"tensorrt: {after}." in " ".join(snapped.output.split())
+
+
+@pytest.mark.parametrize("page", ["concepts.md", "migrating.md", "not.md", "cli.md"])
+def test_python_of_the_page_runs(page: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    assert (len(blocks) == 3) == (page == "concepts.md")
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{page}, block {number}", "exec"), {})
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "pictures").glob("*.svg")), ids=lambda path: path.stem)
+def test_picture_reads_in_light_and_dark_and_loads_nothing(picture: Path) -> None:
+    text = picture.read_text("utf-8")
+    root = ElementTree.fromstring(text)
+    assert root.find("{http://www.w3.org/2000/svg}title") is not None
+    assert "prefers-color-scheme: dark" in text
+    assert "href" not in text
+    assert "url(" not in text
+    used = set(re.findall(r'class="([^"]+)"', text))
+    light, dark = text.split("prefers-color-scheme: dark")
+    assert {name for name in used if f".{name} {{" not in light or f".{name} {{" not in dark} == set()
+    assert f"(pictures/{picture.name})" in "".join(page.read_text("utf-8") for page in DOCS)
 
 
 # Commands
