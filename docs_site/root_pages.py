@@ -46,6 +46,9 @@ def site_markdown(markdown: str, *, in_root: bool) -> str:
     Args:
         markdown: of a page.
         in_root: whether it lies beside README.md, else in docs/.
+
+    Returns:
+        Markdown.
     """
     lines: list[str] = []
     for line, in_code in _lines(markdown):

@@ -252,7 +252,7 @@ def refused(words: list[str], *, whole: bool) -> str:
 
     Args:
         words: behind `faq-deploy`.
-        whole: whether required arguments and options must be there, and values be right, as of a line to be typed.
+        whole: whether required arguments and options must be there, as of a line to be typed.
     """
     verb, rest = verb_of(words)
     command = COMMANDS[verb]
@@ -261,12 +261,14 @@ def refused(words: list[str], *, whole: bool) -> str:
     unknown = [w for w in rest if re.match(r"--?[a-z]", w) and w.partition("=")[0] not in options_of(command)]
     if unknown:
         return f"{' '.join(verb)} has no option {unknown[0]}"
-    if not whole or isinstance(command, click.Group) or {"--help", "-h", "--version"} & set(rest):
+    if isinstance(command, click.Group) or {"--help", "-h", "--version"} & set(rest):
         return ""
     if any(word == "..." or word.startswith("[") for word in rest):
         return ""  # a line with something left out
     try:
         command.make_context(" ".join(verb), list(rest))
+    except click.MissingParameter as error:
+        return error.format_message() if whole else ""
     except click.BadParameter as error:
         return "" if any(placeholder(word) for word in rest) else error.format_message()
     except click.ClickException as error:
