@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench check-speed fuzz matrix clean
+.PHONY: help demo test lint docs bench check-speed fuzz matrix clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -27,6 +27,9 @@ lint: $(VENV)/dev.stamp ## ruff, mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 
+docs: $(VENV)/dev.stamp ## the documentation as a site in site/; a warning is an error
+	$(BIN)/mkdocs build --strict
+
 bench: $(VENV)/dev.stamp ## every script in benchmarks/ that needs no photos, one after the other
 	@set -e; for script in $$(grep -L required=True $$(grep -l __main__ benchmarks/*.py) | grep -v -e sweep.py -e trial.py -e check.py); do echo "== $$script"; $(BIN)/python $$script; done
 
@@ -40,7 +43,7 @@ matrix: $(VENV)/dev.stamp ## lowest, pinned and newest versions, and partial ins
 	$(BIN)/python -m tests.matrix $(MATRIX_ARGS)
 
 clean: ## remove .venv, caches, builds and the demo's run; other runs stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/venv.stamp:
@@ -56,6 +59,6 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/venv.stamp
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
-	$(INSTALL) -e '.[torch,demo,timm,dev]'
+	$(INSTALL) -e '.[torch,demo,timm,docs,dev]'
 	@$(INSTALL) --no-deps tensorrt-stubs || echo "TensorRT's type stubs are not to be had: going on without the test that reads them."
 	@touch $@
