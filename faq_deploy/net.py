@@ -12,7 +12,7 @@ from typing_extensions import Self
 from faq_deploy.batch_norm import BatchNormMode
 from faq_deploy.build_layers import Surroundings, build_layer, grid_of
 from faq_deploy.certify import certified_exponents, reaches
-from faq_deploy.fixed_point import WeightRule, bias_floor, in_rows, weight_exponents
+from faq_deploy.fixed_point import in_rows
 from faq_deploy.fusions import FusedNodes, fusions
 from faq_deploy.graph import WEIGHTED, Graph, Node
 from faq_deploy.layers import ActivationQuantizer, Mode, WeightedLayer
@@ -23,6 +23,7 @@ from faq_deploy.resample import AdaptiveAveragePool, Resize
 from faq_deploy.shifted import mean_offset
 from faq_deploy.slope import SlopedRelu
 from faq_deploy.unary import CodeRange, Unary
+from faq_deploy.weight_rule import WeightRule, bias_floor, weight_exponents
 
 __all__ = ["QuantizedNet", "WeightRules"]
 

@@ -17,15 +17,14 @@ from faq_deploy.fixed_point import (
     MIN_EXPONENT,
     FixedPoint,
     _pieces,
-    bias_floor,
     ceil_log2,
     codes_of,
     quantize,
     quantize_activation,
     quantize_weight,
     step_size,
-    weight_exponents,
 )
+from faq_deploy.weight_rule import bias_floor, weight_exponents
 
 GRIDS = [FixedPoint(b, s, n) for b in (4, 7, 8) for s, n in ((False, False), (True, True), (True, False))]
 grids = st.sampled_from(GRIDS)

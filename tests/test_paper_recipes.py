@@ -190,7 +190,8 @@ def test_cifar_rows_keep_the_float_nets_weight_decay_and_augmentation() -> None:
 
 def test_the_two_readings_of_the_4_bit_step_differ_by_five_decibels_on_normal_weights() -> None:
     torch = pytest.importorskip("torch")
-    from faq_deploy.fixed_point import FixedPoint, quantize, weight_exponents
+    from faq_deploy.fixed_point import FixedPoint, quantize
+    from faq_deploy.weight_rule import weight_exponents
 
     grid = FixedPoint(4, signed=True, narrow=True)
     scales = 2 ** (torch.arange(32) / 32)  # averages over what rounding up to a power of two adds

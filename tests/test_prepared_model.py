@@ -131,6 +131,7 @@ def test_a_layer_may_move_on_when_its_first_model_is_gone() -> None:
     two.net.layers["fc"] = one.net.layers["fc"]
     del one.net.layers["fc"]
     faq_deploy.calibrate(two, [images()])
+    assert two.is_calibrated
 
 
 def test_two_prepared_models_of_one_float_model_share_nothing() -> None:
