@@ -191,7 +191,9 @@ def in_blocks(rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
         rows: (channels, products).
         others: of as many rows.
     """
-    most = max(1, _CACHED // max(1, rows.shape[1])) if rows.device.type == "cpu" else max(1, len(rows))
+    most = max(1, _CACHED // max(1, rows.shape[1]))
+    if rows.device.type != "cpu" or len(rows) <= most:
+        return iter([(rows, *others)])
     return zip(*[torch.split(t, most) for t in (rows, *others)], strict=True)
 
 

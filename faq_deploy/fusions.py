@@ -64,7 +64,7 @@ class FusedNodes:
 
     Args:
         found: by the quantizer's name.
-        layers: of the net, in the modes that they run in. Fusions with a hook in them are left alone.
+        layers: of the net, in the modes that they run in. Fusions with a hook or another forward in them are left alone.
     """
 
     def __init__(self, found: Mapping[str, Fusion], layers: nn.ModuleDict) -> None:
@@ -115,7 +115,8 @@ class FusedNodes:
         assert isinstance(quantizer, ActivationQuantizer)
         modules = [quantizer, norm, self._layers[fusion.norm], *([self._layers[fusion.add]] if fusion.add else [])]
         hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
-        return quantizer.mode == "quantize" and norm.training and not hooked
+        replaced = any("forward" in vars(m) for m in modules)  # by somebody who wants another one called
+        return quantizer.mode == "quantize" and norm.training and not hooked and not replaced
 
 
 def _has_norm(node: Node) -> bool:

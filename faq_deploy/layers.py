@@ -131,14 +131,18 @@ class FloatLayer(nn.Module):
 
     def before_norm(self, x: Tensor) -> Tensor:
         """What a live batch norm is given in training: (N, C, ...) float32 to (N, channels, ...)."""
-        return self.product(x, self.constants()[0], None)
+        return self.product(x, self.weight_and_float_bias()[0], None)
+
+    def weight_and_float_bias(self) -> tuple[Tensor, Tensor | None]:
+        """The weight as the net uses it; the bias is not: a norm in training has no use for one."""
+        return self.folded()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) float32 to (N, channels, ...)."""
-        weight, bias = self.constants()
         if self.norm is not None and self.norm.training:
-            normalized: Tensor = self.norm(self.product(x, weight, None))
+            normalized: Tensor = self.norm(self.before_norm(x))
             return normalized
+        weight, bias = self.constants()
         return widened(self.product(x, weight, bias))
 
 
@@ -184,15 +188,15 @@ class WeightedLayer(FloatLayer):
 
     def constants(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as the net uses them: on their grids, straight-through gradients."""
-        if self.mode != "quantize":
-            return self.folded()
-        weight, bias = self._quantized()
-        if bias is None:
-            return weight, None
+        weight, bias = self.weight_and_float_bias()
+        if bias is None or self.mode != "quantize":
+            return weight, bias
         return weight, quantize_weight(bias, self.accumulator_exponent, FixedPoint(32, True))
 
-    def _quantized(self) -> tuple[Tensor, Tensor | None]:
-        """The weight on its grid, and the float bias."""
+    def weight_and_float_bias(self) -> tuple[Tensor, Tensor | None]:
+        """The weight on its grid, with a straight-through gradient; see `FloatLayer`."""
+        if self.mode != "quantize":
+            return self.folded()
         exponent = self._exponent_for(self.weight)
         if self.norm is not None and isinstance(self.product, Convolution | MatrixProduct):  # channels on axis 0
             a, c = self.norm.constants()

@@ -226,6 +226,22 @@ def test_hooks_are_called_all_the_same(net: QuantizedNet) -> None:
     assert len(heard) == len(net.layers)
 
 
+def test_a_forward_that_was_replaced_is_called(net: QuantizedNet) -> None:
+    called: list[str] = []
+
+    def told(name: str, before: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            called.append(name)
+            return before(x)
+
+        return forward
+
+    for name, layer in net.quantizers().items():
+        layer.forward = told(name, layer.forward)  # type: ignore[method-assign]
+    net(noise(8, 3, 40, 40, seed=7))
+    assert called == list(net.quantizers())
+
+
 def test_codes_are_those_of_the_plain_step(net: QuantizedNet) -> None:
     x = noise(8, 3, 40, 40, seed=7)
     codes, logits = copy.deepcopy(net).codes(x)

@@ -43,7 +43,7 @@ def test_the_whole_way_in_a_folder_with_an_odd_name(call: Call, tmp_path: Path, 
     root = tmp_path / name
     root.mkdir()
     whole_way(call, root)
-    assert (root / "kept" / "onnxruntime" / "engine.json").is_file()
+    assert (root / "kept" / "onnxruntime" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize("name", NAMES)
