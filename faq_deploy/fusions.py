@@ -64,7 +64,7 @@ class FusedNodes:
 
     Args:
         found: by the quantizer's name.
-        layers: of the net, in the modes that they run in. Fusions with a hook or another forward in them are left alone.
+        layers: of the net, in the modes that they run in. Those with a hook or another forward are left out.
     """
 
     def __init__(self, found: Mapping[str, Fusion], layers: nn.ModuleDict) -> None:

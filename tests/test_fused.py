@@ -237,7 +237,7 @@ def test_a_forward_that_was_replaced_is_called(net: QuantizedNet) -> None:
         return forward
 
     for name, layer in net.quantizers().items():
-        layer.forward = told(name, layer.forward)  # type: ignore[method-assign]
+        layer.forward = told(name, layer.forward)  # type: ignore[assignment, method-assign]
     net(noise(8, 3, 40, 40, seed=7))
     assert called == list(net.quantizers())
 
