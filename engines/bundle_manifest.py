@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -10,6 +9,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from engines.errors import InputError
+from engines.json_text import read_json
 
 __all__ = ["FORMAT", "MANIFEST", "BundleManifest", "CertificateSummary", "FileFacts", "parse", "summary"]
 
@@ -103,8 +103,8 @@ def parse(text: bytes, bundle: str) -> BundleManifest:
         InputError: it is damaged, or from a newer version.
     """
     try:
-        raw = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # deep nesting is one way to attack a parser
+        raw = read_json(text.decode("utf-8"))
+    except ValueError as error:
         raise _damaged(bundle, "it is not JSON") from error
     found = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(found, int) and found > FORMAT:

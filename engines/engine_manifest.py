@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from engines.engine_plan import EnginePlan
 from engines.errors import CannotRunHere, InputError
 from engines.files import sha256_of, write_atomic
 from engines.host import Gpu, Host, RuntimeName, same_version
+from engines.json_text import read_json
 from engines.profile import Shapes
 
 __all__ = [
@@ -95,10 +95,10 @@ def read(folder: Path) -> EngineManifest:
     """
     file = folder / MANIFEST
     try:
-        raw = json.loads(file.read_text())
+        raw = read_json(file.read_text())
     except FileNotFoundError:
         raise InputError(f"{folder} holds no engine ({MANIFEST} is missing).", _again(folder)) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{file} can't be read: {str(error).splitlines()[0]}.", _again(folder)) from error
     found = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(found, int) and found > FORMAT:

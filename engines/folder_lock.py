@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from engines.errors import InputError, WriteError
+from engines.json_text import read_json
 
 __all__ = ["LOCK", "FolderInUse", "Holder", "locked", "writing"]
 
@@ -141,7 +142,7 @@ def _say_who(descriptor: int, verb: str) -> None:
 
 def _holder(descriptor: int) -> Holder | None:
     try:
-        holder = Holder(**json.loads(os.pread(descriptor, _MOST_BYTES, 0)))
+        holder = Holder(**read_json(os.pread(descriptor, _MOST_BYTES, 0)))
         return holder if isinstance(holder.since, str) and isinstance(holder.host, str) else None
     except (OSError, ValueError, TypeError):  # it is just being written, or was not written by us
         return None

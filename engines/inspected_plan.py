@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Final
 import onnx
 
 from engines.errors import InputError
+from engines.json_text import read_json
 from engines.onnx_metadata import modules_of
 from engines.plan_model import EnginePlan, FloatIsland, Share
 from engines.predicted_plan import fates, predict
@@ -133,8 +133,8 @@ def _share(counted: Sequence[int]) -> Share:
 
 def _layers(text: str) -> list[_Layer]:
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        raw = read_json(text)
+    except ValueError as error:
         raise InputError(f"the engine inspector's answer is not JSON: {error}.", "build the engine again.") from error
     found = raw.get("Layers") if isinstance(raw, dict) else None
     if not isinstance(found, list) or any(not isinstance(layer, dict) for layer in found):

@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from engines.int4_tensor import NIBBLES, fits_int4, store_as_int4, store_as_int8
+from engines.json_text import read_json
 from engines.newer_opset import at_int4_opset, is_same_there, opset, set_opset
 from engines.operators import WEIGHTED
 
@@ -183,9 +184,9 @@ def _go_back(model: onnx.ModelProto) -> None:
     if entry is None or holds_int4(model):
         return
     try:
-        before = json.loads(entry.value)
+        before = read_json(entry.value)
         version, ir_version = int(before["opset"]), int(before["ir_version"])
-    except (ValueError, TypeError, KeyError, RecursionError):  # damaged: operator set 21 is as good
+    except (ValueError, TypeError, KeyError):  # damaged: operator set 21 is as good
         return
     if is_same_there(model, version):
         set_opset(model, version, ir_version)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from engines.errors import InputError
 from engines.external_data import data_files, sha256_with_data
+from engines.json_text import read_json
 from engines.well_formed import parsed
 
 __all__ = ["OnnxFacts", "read", "said_target"]
@@ -104,8 +104,8 @@ def _unsigned_node(graph: onnx.GraphProto) -> str | None:
 def _json(text: str | None) -> object:
     """Our metadata values are JSON; another tool's need not be."""
     try:
-        return json.loads(text) if text is not None else None
-    except (ValueError, RecursionError):
+        return read_json(text) if text is not None else None
+    except ValueError:
         return text
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 import onnx
 
+from engines.json_text import read_json
 from engines.qdq_graph import QdqGraph
 
 __all__ = ["holds_float_weights", "metadata_of", "modules_of"]
@@ -20,8 +20,8 @@ def metadata_of(model: onnx.ModelProto) -> dict[str, object]:
     for entry in model.metadata_props:
         if entry.key.startswith("faq_deploy."):
             try:
-                found[entry.key.removeprefix("faq_deploy.")] = json.loads(entry.value)
-            except (ValueError, RecursionError):
+                found[entry.key.removeprefix("faq_deploy.")] = read_json(entry.value)
+            except ValueError:
                 continue  # not what export writes: no fact
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from engines.bundle_manifest import BundleManifest
 from engines.bundle_samples import Samples, load_samples
 from engines.errors import InputError, WriteError
 from engines.files import scratch_folder
+from engines.json_text import read_json
 from engines.onnx_metadata import metadata_of, modules_of
 from engines.preprocess import Preprocessing, normalize
 from engines.qdq_graph import QdqGraph, load_model, read_graph
@@ -152,8 +152,8 @@ def _preprocessing(bundle: Path, path: Path) -> Preprocessing:
 
 def _classes(bundle: Path, path: Path, exported: object) -> tuple[str, ...]:
     try:
-        names = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        names = read_json(path.read_bytes())
+    except ValueError as error:
         raise InputError(f"{bundle}: {path.name} is not JSON.", "write it again with `faq-deploy bundle`.") from error
     if names != exported:
         raise InputError(

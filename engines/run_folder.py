@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from engines.errors import InputError
 from engines.files import sha256_of, write_atomic
 from engines.folder_lock import locked
+from engines.json_text import read_json
 
 __all__ = ["FORMAT", "Manifest", "RunFolder", "Step", "writes"]
 
@@ -71,7 +71,7 @@ class RunFolder:
                 f"make one with `faq-deploy quantize MODEL --data DIR -o {self.path}`.",
             )
         try:
-            raw = json.loads(file.read_text("utf-8"))
+            raw = read_json(file.read_text("utf-8"))
             found = raw.get("format") if isinstance(raw, dict) else None
             if isinstance(found, int) and found > FORMAT:
                 raise InputError(
@@ -79,7 +79,7 @@ class RunFolder:
                     "upgrade faq-deploy, or make the run again with this version.",
                 )
             return Manifest.model_validate(raw)
-        except (OSError, ValueError, RecursionError) as error:  # ValidationError is a ValueError, too
+        except (OSError, ValueError) as error:  # ValidationError is a ValueError, too
             raise InputError(
                 f"{file} is damaged: {_reason(error)}.", "make the run again with `faq-deploy quantize --force`."
             ) from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from engines.errors import InputError
+from engines.json_text import read_json
 
 __all__ = ["TRANSPARENT", "WEIGHTED", "Graph", "Kind", "Node", "Setting", "pointwise"]
 
@@ -150,13 +151,13 @@ class Graph:
             InputError: it isn't such a graph.
         """
         try:
-            raw = json.loads(text)
+            raw = read_json(text)
             nodes = tuple(
                 Node(n["name"], n["kind"], tuple(n["inputs"]), dict(n["settings"]), n["source"], n.get("module", ""))
                 for n in raw["nodes"]
             )
             graph = Graph(nodes, tuple(raw["outputs"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"the stored graph of this run is damaged ({error}).", "run `faq-deploy quantize` again."
             ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Final
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from engines.errors import InputError
+from engines.json_text import read_json
 
 __all__ = ["is_safetensors", "read_safetensors"]
 
@@ -65,9 +65,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     content = bytearray(path.read_bytes())
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     try:
-        header = json.loads(content[_LENGTH_BYTES:start])
+        header = read_json(content[_LENGTH_BYTES:start])
         entries = {name: _Entry.model_validate(value) for name, value in header.items() if name != "__metadata__"}
-    except (ValueError, ValidationError, AttributeError, RecursionError) as error:
+    except (ValueError, ValidationError, AttributeError) as error:
         raise InputError(
             f"{path} is not a safetensors file, or its header is damaged.", "download or copy it again."
         ) from error

@@ -18,6 +18,7 @@ from engines.errors import InputError, WriteError
 from engines.files import atomic_path
 from engines.image_files import SUFFIXES
 from engines.images import IndexArray
+from engines.json_text import read_json
 from faq_deploy.shard_places import Stamp, opened
 from faq_deploy.tar_members import Member, tar_members
 
@@ -144,8 +145,8 @@ def _label(content: bytes, kind: str) -> int | None:
     """The class number in a .cls file, or in the "label" of a .json file; None where there is none."""
     try:
         text = content.decode()
-        value: object = int(text) if kind == ".cls" else json.loads(text)
-    except (ValueError, RecursionError):
+        value: object = int(text) if kind == ".cls" else read_json(text)
+    except ValueError:
         return None
     if isinstance(value, dict):
         value = value.get("label")

@@ -10,6 +10,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from engines.errors import InputError
+from engines.json_text import read_json
 from faq_deploy.predictions import PREDICTIONS, Predictions, images_sha256, read_predictions
 from faq_deploy.report_model import SCHEMA, Report
 
@@ -53,8 +54,8 @@ def read_report(place: Path) -> StoredReport:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise InputError(f"{path} is too large to be a report.", "name a report.json.")
-        raw = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        raw = read_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read: {error}.", _AGAIN) from error
     if not isinstance(raw, dict) or "verdict" not in raw:
         raise InputError(f"{path} is no report of faq-deploy.", "name the report.json that `faq-deploy eval` left.")

@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         tmp_path.chmod(0o755)
 
 
-@pytest.mark.parametrize("words", ["", "{}", "[]", '{"verb": 1, "pid": 2, "host": 3, "since": 4}', "\xff"])
+@pytest.mark.parametrize("words", ["", "{}", "[]", '{"verb": 1, "pid": 2, "host": 3, "since": 4}', "\xff", "[" * 4096])
 def test_a_lock_without_words_is_a_lock_all_the_same(tmp_path: Path, words: str) -> None:
     program = holder(tmp_path)
     (tmp_path / LOCK).write_bytes(words.encode("latin1"))
