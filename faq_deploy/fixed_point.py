@@ -13,11 +13,13 @@ from torch import Tensor
 __all__ = [
     "MAX_EXPONENT",
     "MIN_EXPONENT",
+    "PIECE",
     "Clip",
     "FixedPoint",
     "ceil_log2",
     "clip_of",
     "codes_of",
+    "has_rows",
     "in_blocks",
     "in_rows",
     "quantize",
@@ -31,9 +33,7 @@ __all__ = [
 MIN_EXPONENT: Final = -62
 MAX_EXPONENT: Final = 62
 
-_PIECE: Final = 2**18  # float32 numbers of an activation that are quantized together: a MiB
-
-_CACHED: Final = 2**18  # float32 numbers: a MiB
+PIECE: Final = 2**18  # float32 numbers that a CPU works on together, so that they stay in its cache: a MiB
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Clip:
     codes: tuple[int, int]
     passing: tuple[float, float]
 
-    def round_(self, values: Tensor) -> None:
-        """Put float32 values on the grid, in place."""
-        values.mul_(1 / self.step).round_().clamp_(*self.codes).mul_(self.step)
+    def into(self, values: Tensor, out: Tensor) -> None:
+        """Put float32 values on the grid; `out` may be they themselves."""
+        torch.mul(values, 1 / self.step, out=out)  # a power of two: the reciprocal is exact
+        out.round_().clamp_(*self.codes).mul_(self.step)
 
 
 @dataclass(frozen=True)
@@ -127,31 +128,31 @@ class _StraightThroughWeight(torch.autograd.Function):
     """Quantize forward, identity backward: a clipped weight must be able to come back (A25)."""
 
     @staticmethod
-    def forward(ctx: object, weight: Tensor, exponent: Tensor, min_code: float, max_code: float) -> Tensor:
+    def forward(ctx: object, weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
+        if not has_rows(weight):
+            return quantize(weight, exponent, grid)
         values = torch.empty_like(weight)
         rows, out = in_rows(weight), in_rows(values)
-        if out.data_ptr() != values.data_ptr():  # rows that do not lie together, as nobody lays out a weight
-            return (weight * step_size(-exponent)).round_().clamp_(min_code, max_code).mul_(step_size(exponent))
         steps = [step_size(e).reshape(-1, 1).expand(len(rows), 1) for e in (-exponent, exponent)]
         for few, result, finer, step in in_blocks(rows, out, *steps):
             torch.mul(few, finer, out=result)
-            result.round_().clamp_(min_code, max_code).mul_(step)
+            result.round_().clamp_(grid.min_code, grid.max_code).mul_(step)
         return values
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return gradient, None, None, None
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None
 
 
 def _pieces(x: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Parts of two tensors of one layout that fit a CPU's cache together, so that memory is read once."""
-    if x.device.type != "cpu" or x.numel() <= _PIECE:
+    if x.device.type != "cpu" or x.numel() <= PIECE:
         return [(x, values)]
     if x.dim() == 4 and not x.is_contiguous():  # channels last: contiguous in another order
         x, values = x.permute(0, 2, 3, 1), values.permute(0, 2, 3, 1)
     if not (x.is_contiguous() and values.is_contiguous()):
         return [(x, values)]
-    return list(zip(torch.split(x.view(-1), _PIECE), torch.split(values.view(-1), _PIECE), strict=True))
+    return list(zip(torch.split(x.view(-1), PIECE), torch.split(values.view(-1), PIECE), strict=True))
 
 
 class _ClippedActivation(torch.autograd.Function):
@@ -161,8 +162,7 @@ class _ClippedActivation(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, clip: Clip) -> Tensor:
         values = torch.empty_like(x)
         for part, out in _pieces(x, values):
-            torch.mul(part, 1 / clip.step, out=out)  # a power of two: the reciprocal is exact
-            out.round_().clamp_(*clip.codes).mul_(clip.step)
+            clip.into(part, out)
         # x rather than a mask of one byte: on CPUs every kernel that takes a mask is ten times slower
         ctx.save_for_backward(x)
         ctx.clip = clip  # type: ignore[attr-defined]
@@ -175,8 +175,13 @@ class _ClippedActivation(torch.autograd.Function):
         return passed, None
 
 
+def has_rows(weight: Tensor) -> bool:
+    """Whether `in_rows` is a view: all layouts but those that nobody gives a weight."""
+    return weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
+
+
 def in_rows(weight: Tensor) -> Tensor:
-    """A view of a weight as (channels, products), each row in the order of memory."""
+    """A weight as (channels, products), each row in the order of memory; a view where `has_rows`."""
     if weight.dim() < 2:
         return weight.reshape(-1, 1)
     if weight.dim() == 4 and not weight.is_contiguous():
@@ -191,7 +196,7 @@ def in_blocks(rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
         rows: (channels, products).
         others: of as many rows.
     """
-    most = max(1, _CACHED // max(1, rows.shape[1]))
+    most = max(1, PIECE // max(1, rows.shape[1]))
     if rows.device.type != "cpu" or len(rows) <= most:
         return iter([(rows, *others)])
     return zip(*[torch.split(t, most) for t in (rows, *others)], strict=True)
@@ -205,7 +210,7 @@ def quantize_weight(weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tenso
         exponent: int32, broadcastable to `weight` (per tensor or per output channel).
         grid: the codes.
     """
-    result: Tensor = _StraightThroughWeight.apply(weight, exponent, float(grid.min_code), float(grid.max_code))
+    result: Tensor = _StraightThroughWeight.apply(weight, exponent, grid)
     return result
 
 

@@ -8,16 +8,14 @@ quantizer are computed again.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from faq_deploy.fixed_point import Clip
+from faq_deploy.fixed_point import PIECE, Clip
 
 __all__ = ["Normalization", "normalized"]
-
-_PIECE: Final = 2**18  # float32 numbers that are worked on together: a MiB
 
 
 class Normalization(Protocol):
@@ -51,7 +49,7 @@ class _Normalized(torch.autograd.Function):
             return values
         for part, out, *added in _pieces(x, values, other):
             norm.into(part, out)
-            clip.round_(out.add_(*added) if added else out)
+            clip.into(out.add_(*added) if added else out, out)
         return values
 
     @staticmethod
@@ -97,18 +95,18 @@ def _pieces(*tensors: Tensor | None) -> Iterator[tuple[Tensor, ...]]:
     """The same images of several tensors, or rows of an image, so few that they fit a cache; None is left out."""
     given = tuple(t for t in tensors if t is not None)
     first = given[0]
-    if first.device.type != "cpu" or first.dim() != 4 or first.numel() <= _PIECE:
+    if first.device.type != "cpu" or first.dim() != 4 or first.numel() <= PIECE:
         yield given
         return
     images, _, rows, _ = first.shape
     size = first.numel() // images
     # rows of an image lie together where its channels come last
-    if size > _PIECE and rows > 1 and first.is_contiguous(memory_format=torch.channels_last):
-        most = max(1, _PIECE * rows // size)
+    if size > PIECE and rows > 1 and first.is_contiguous(memory_format=torch.channels_last):
+        most = max(1, PIECE * rows // size)
         for image in range(images):
             for row in range(0, rows, most):
                 yield tuple(t[image : image + 1, :, row : row + most] for t in given)
         return
-    most = max(1, _PIECE // size)
+    most = max(1, PIECE // size)
     for image in range(0, images, most):
         yield tuple(t[image : image + most] for t in given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from faq_deploy.fixed_point import FixedPoint, in_blocks, in_rows, quantize_weight, step_size
+from faq_deploy.fixed_point import FixedPoint, has_rows, in_blocks, in_rows, quantize_weight, step_size
 
 __all__ = ["quantize_scaled_weight"]
 
@@ -49,7 +49,7 @@ def quantize_scaled_weight(weight: Tensor, factors: Tensor, exponent: Tensor, gr
         exponent: int32, of (channels,) or one, whatever its shape.
         grid: the codes.
     """
-    if not (weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))):
+    if not has_rows(weight):
         return quantize_weight(weight * factors.reshape(-1, *[1] * (weight.dim() - 1)), exponent, grid)
     result: Tensor = _ScaledWeight.apply(weight, factors, exponent, grid)
     return result

@@ -23,7 +23,7 @@ from faq_deploy.place import Target
 from faq_deploy.recipe import CalibrationSection
 from tests.cpu_kernels import VNNI
 
-__all__ = ["TARGETS", "GraphBuilder", "assert_same_codes", "noise", "onnx_model", "run_onnx"]
+__all__ = ["TARGETS", "GraphBuilder", "assert_same_codes", "noise", "norm_statistics", "onnx_model", "run_onnx"]
 
 TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime", "paper")
 
@@ -31,6 +31,12 @@ TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime", "paper")
 def noise(*shape: int, seed: int = 0) -> Tensor:
     """Normal numbers, float32."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def norm_statistics(channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """γ, β, mean and variance of a batch norm, float32, shape (channels,)."""
+    gamma, beta, mean, deviation = (noise(channels, seed=seed) for seed in (1, 2, 3, 4))
+    return gamma * 2, beta, mean, deviation**2 + 0.1
 
 
 class GraphBuilder:

@@ -21,7 +21,7 @@ from faq_deploy.layers import ActivationQuantizer
 from faq_deploy.live_norm import LiveNorm
 from faq_deploy.net import QuantizedNet
 from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
-from tests.hand_graphs import noise
+from tests.hand_graphs import noise, norm_statistics
 from tests.quantized import make_recipe, quantized_net
 
 Norm = LiveNorm | QuantizedBatchNorm
@@ -35,24 +35,15 @@ FORMS = [
 
 
 def live_norm(channels: int) -> LiveNorm:
-    return LiveNorm(*statistics(channels), eps=1e-5, momentum=0.1)
+    return LiveNorm(*norm_statistics(channels), eps=1e-5, momentum=0.1)
 
 
 def papers_norm(channels: int) -> QuantizedBatchNorm:
-    norm = QuantizedBatchNorm(*statistics(channels), eps=1e-5, momentum=0.1, constants="fit")
+    norm = QuantizedBatchNorm(*norm_statistics(channels), eps=1e-5, momentum=0.1, constants="fit")
     norm.mode = "quantize"
     norm.accumulator_exponent.fill_(-12)
     norm.fit_exponent()
     return norm
-
-
-def statistics(channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        noise(channels, seed=1) * 2,
-        noise(channels, seed=2),
-        noise(channels, seed=3),
-        noise(channels, seed=4) ** 2 + 0.1,
-    )
 
 
 def quantizer(signed: bool, cap: float | None = None) -> ActivationQuantizer:

@@ -5,24 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from faq_deploy.fixed_point import FixedPoint, step_size
 from faq_deploy.layers import FloatLayer, WeightedLayer
 from faq_deploy.live_norm import LiveNorm
 from faq_deploy.products import Convolution, MatrixProduct, Product, TransposedConvolution
-from tests.hand_graphs import GraphBuilder, noise
+from tests.hand_graphs import GraphBuilder, noise, norm_statistics
 
 EIGHT = FixedPoint(8, signed=True, narrow=True)
-
-
-def statistics(channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        noise(channels, seed=1) * 2,
-        noise(channels, seed=2),
-        noise(channels, seed=3),
-        noise(channels, seed=4) ** 2 + 0.1,
-    )
 
 
 def conv(dims: int, groups: int = 1, padding: list[int] | None = None) -> Convolution:
@@ -51,7 +42,7 @@ def test_folding_equals_the_batch_norm_behind(
     product: Product, weight: tuple[int, ...], shape: tuple[int, ...], channels: int
 ) -> None:
     """C01: in a transposed convolution the output channels lie on axis 1, spread over groups."""
-    gamma, beta, mean, var = (t.double() for t in statistics(channels))
+    gamma, beta, mean, var = (t.double() for t in norm_statistics(channels))
     norm = LiveNorm(gamma, beta, mean, var, eps=1e-5, momentum=0.1)
     layer = FloatLayer(noise(*weight).double(), None, product, norm).eval()
     x = noise(*shape, seed=5).double()
@@ -64,10 +55,12 @@ def test_folding_equals_the_batch_norm_behind(
 def test_live_norm_trains_on_the_statistics_of_the_batch(
     product: Product, weight: tuple[int, ...], shape: tuple[int, ...], channels: int
 ) -> None:
-    gamma, beta, mean, var = statistics(channels)
+    gamma, beta, mean, var = norm_statistics(channels)
     layer = FloatLayer(noise(*weight), None, product, LiveNorm(gamma, beta, mean, var, eps=1e-5, momentum=0.1))
     x = noise(*shape, seed=5)
-    wanted = F.batch_norm(product(x, noise(*weight), None), None, None, statistics(channels)[0], beta, training=True)
+    wanted = F.batch_norm(
+        product(x, noise(*weight), None), None, None, norm_statistics(channels)[0], beta, training=True
+    )
     found = layer.train()(x)
     assert torch.allclose(found, wanted, atol=1e-4)
     found.square().sum().backward()
