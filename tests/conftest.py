@@ -27,6 +27,9 @@ settings.register_profile("faq-deploy", deadline=None, derandomize=os.environ.ge
 settings.load_profile("faq-deploy")
 
 
+_SLOW_SECONDS = 7200  # with --slow some tests do more than without
+
+
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
     """Each test begins with torch's generator in the same state, whatever ran before it in its worker."""
@@ -45,6 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     skip_gpu = pytest.mark.skip(reason="gpu: no NVIDIA GPU here")
     has_gpu = Path("/dev/nvidiactl").exists()
     for item in items:
+        if config.getoption("--slow"):
+            item.add_marker(pytest.mark.timeout(_SLOW_SECONDS))
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(skip_slow)
         if "gpu" in item.keywords and not has_gpu:
