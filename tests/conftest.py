@@ -26,7 +26,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("faq-deploy", deadline=None, derandomize=os.environ.get("CI") == "true")
 settings.load_profile("faq-deploy")
 
-
 _SLOW_SECONDS = 7200  # with --slow some tests do more than without
 
 
@@ -47,10 +46,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     skip_slow = pytest.mark.skip(reason="slow: run with --slow")
     skip_gpu = pytest.mark.skip(reason="gpu: no NVIDIA GPU here")
     has_gpu = Path("/dev/nvidiactl").exists()
+    slow = config.getoption("--slow")
     for item in items:
-        if config.getoption("--slow"):
+        if slow:
             item.add_marker(pytest.mark.timeout(_SLOW_SECONDS))
-        if "slow" in item.keywords and not config.getoption("--slow"):
+        elif "slow" in item.keywords:
             item.add_marker(skip_slow)
         if "gpu" in item.keywords and not has_gpu:
             item.add_marker(skip_gpu)
