@@ -22,10 +22,9 @@ import os, sys, time
 from pathlib import Path
 from engines.folder_lock import locked
 with locked(Path(sys.argv[1]), "export"):
-    if sys.argv[2:] == ["fork"] and os.fork() == 0:
-        time.sleep(600)  # a data loading process that outlives its parent
-        os._exit(0)
-    print("locked", flush=True)
+    # a data loading process that outlives its parent says it itself: only then has it let go of the parent's lock
+    if sys.argv[2:] != ["fork"] or os.fork() == 0:
+        print("locked", flush=True)
     time.sleep(600)
 """
 
