@@ -167,23 +167,26 @@ class ImageSubset:
 
     Args:
         base: the set.
-        indices: int64, shape (N,), into `base`.
+        indices: int64, shape (N,), into it.
         name: what reports call it.
+
+    Attributes:
+        base: that set.
     """
 
     def __init__(self, base: ImageSet, indices: IndexArray, name: str) -> None:
         self.name, self.classes, self.preprocessing = name, base.classes, base.preprocessing
         self.labels: IndexArray = base.labels[indices]
-        self._base, self._indices = base, indices
+        self.base, self._indices = base, indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def raw(self, index: int) -> Image.Image:
-        return self._base.raw(int(self._indices[index]))
+        return self.base.raw(int(self._indices[index]))
 
     def pixels(self, index: int) -> PixelArray:
-        return self._base.pixels(int(self._indices[index]))
+        return self.base.pixels(int(self._indices[index]))
 
     def identity(self, index: int) -> str:
-        return self._base.identity(int(self._indices[index]))
+        return self.base.identity(int(self._indices[index]))

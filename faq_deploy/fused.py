@@ -25,6 +25,10 @@ class Normalization(Protocol):
         """Normalize x, (N, C, ...) float32, or some of its images or rows, into `out`."""
         ...
 
+    def in_steps(self, step: float) -> Normalization:
+        """With results divided by `step`, a power of two: the same bits but for the exponent."""
+        ...
+
     def gradient(self, gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of x, weight and bias, through the statistics too."""
         ...
@@ -47,9 +51,10 @@ class _Normalized(torch.autograd.Function):
         if clip is None:
             norm.into(x, values)
             return values
+        norm = norm.in_steps(clip.step)
         for part, out, *added in _pieces(x, values, other):
             norm.into(part, out)
-            clip.into(out.add_(*added) if added else out, out)
+            clip.round_(out.add_(*added, alpha=1 / clip.step) if added else out)
         return values
 
     @staticmethod

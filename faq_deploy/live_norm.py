@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,9 @@ class _BatchNorm:
             save_mean=unused[0],
             save_invstd=unused[1],
         )
+
+    def in_steps(self, step: float) -> _BatchNorm:
+        return replace(self, weight=self.weight / step, bias=self.bias / step)
 
     def gradient(self, gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale = torch.rsqrt(self.var)

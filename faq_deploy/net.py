@@ -243,11 +243,11 @@ class QuantizedNet(nn.Module):
         if self.certify:
             exponents = certified_exponents(layers, folded, exponents, reaches(self.graph, self.layers))
         self._behind = self.training
+        floors = _bias_floors(layers, folded)
         for name, layer in layers.items():
-            bias, exponent = folded[name][1], exponents[name]
-            if bias is not None:
-                floor = bias_floor(bias, layer.input_exponent)
-                exponent = torch.maximum(exponent, floor if layer.per_channel else floor.amax())
+            exponent = exponents[name]
+            if name in floors:
+                exponent = torch.maximum(exponent, floors[name] if layer.per_channel else floors[name].amax())
             # a channel 2^24 times smaller than its neighbours is dead: fp32 could not add it to them either
             layer.weight_exponent.copy_(torch.maximum(exponent, exponent.amax() - 24))
         for node in self.graph:
@@ -255,6 +255,18 @@ class QuantizedNet(nn.Module):
             if isinstance(norm, QuantizedBatchNorm):
                 norm.accumulator_exponent = cast(WeightedLayer, self.layers[node.inputs[0]]).accumulator_exponent
                 norm.fit_exponent()
+
+
+def _bias_floors(
+    layers: Mapping[str, WeightedLayer], folded: Mapping[str, tuple[Tensor, Tensor | None]]
+) -> dict[str, Tensor]:
+    """`bias_floor` of all layers that have a bias, in one pass."""
+    biases = {name: bias for name, (_, bias) in folded.items() if bias is not None}
+    if not biases:
+        return {}
+    inputs = [layers[name].input_exponent.expand(len(bias)) for name, bias in biases.items()]
+    found = bias_floor(torch.cat(list(biases.values())), torch.cat(inputs))
+    return dict(zip(biases, torch.split(found, [len(bias) for bias in biases.values()]), strict=True))
 
 
 def _sources(graph: Graph) -> dict[str, tuple[str, ...]]:

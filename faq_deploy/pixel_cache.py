@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from engines.images import ImageSet, IndexArray
+from engines.images import ImageSet, ImageSubset, IndexArray
 from engines.preprocess import PixelArray, Preprocessing
 
-__all__ = ["LARGEST", "CachedImages", "cached"]
+__all__ = ["LARGEST", "CachedImages", "cached", "keeps_pixels"]
 
 LARGEST: Final = 512 << 20  # bytes
 _SHARE: Final = 4  # of the machine's memory, at most a quarter
@@ -30,6 +30,11 @@ def cached(images: ImageSet) -> ImageSet:
         return images
     size = len(images) * shape[0] * shape[1] * images.preprocessing.channels
     return CachedImages(images) if size <= min(LARGEST, _memory() // _SHARE) else images
+
+
+def keeps_pixels(images: ImageSet) -> bool:
+    """Whether each image of a set is decoded only once."""
+    return isinstance(images.base if isinstance(images, ImageSubset) else images, CachedImages)
 
 
 class CachedImages:

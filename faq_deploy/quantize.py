@@ -20,6 +20,7 @@ from faq_deploy.calibrated_run import Calibrated, interrupted, is_random
 from faq_deploy.data import Splits
 from faq_deploy.finetune import FinetuneResult, Interrupted, finetune
 from faq_deploy.net import QuantizedNet
+from faq_deploy.pixel_cache import keeps_pixels
 from faq_deploy.progress import TrainingReporter
 from faq_deploy.ranks import Ranks
 from faq_deploy.recipe import Recipe, dump_toml
@@ -63,6 +64,19 @@ class Batches:
         return batch_sizes(len(self.images), self.recipe.training.batch_size)
 
     @property
+    def useful_workers(self) -> int:
+        """Processes that load: none where they would only take time from a CPU that trains, since pixels are kept."""
+        kept = keeps_pixels(self.images) and self.augment != "imagenet"
+        return 0 if kept and self.ranks.device.type == "cpu" else self.workers
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know before training, a sentence each."""
+        if self.useful_workers == self.workers:
+            return ()
+        return ("No loading processes are started: the images are kept decoded, and the CPU has the training to do.",)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Batches an epoch."""
         return len(self._sizes)
@@ -81,7 +95,7 @@ class Batches:
             order,
             self.recipe.training.batch_size,
             start_step=start_step,
-            workers=self.workers,
+            workers=self.useful_workers,
             rank=self.ranks.rank,
             ranks=self.ranks.count,
             on_bad=self.on_bad,
@@ -134,13 +148,16 @@ def finetune_run(
         return top1_percent(net, splits.val, device=ranks.device, on_bad=on_bad, bad=bad, ranks=ranks)
 
     augment = splits.augment if recipe.training.augment == "auto" else recipe.training.augment
+    train = Batches(splits.train, recipe, augment, workers, on_bad, bad, ranks)
     try:
         if trains:
             count = len(splits.train)
             on_stage(f"fine-tuning on {count} image{'s' if count != 1 else ''}")
+            for note in train.notes:
+                reporter.note(note)
         result = finetune(
             net,
-            train=Batches(splits.train, recipe, augment, workers, on_bad, bad, ranks),
+            train=train,
             val=validate,
             training=recipe.training,
             weight_decay=recipe.training.weight_decay,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import torch
@@ -142,6 +142,9 @@ class _Straight:
     def into(self, x: Tensor, out: Tensor) -> None:
         shape = (1, -1, *[1] * (x.dim() - 2))
         torch.addcmul(self.c.reshape(shape), x, self.a.reshape(shape), out=out)
+
+    def in_steps(self, step: float) -> _Straight:
+        return replace(self, a=self.a / step, c=self.c / step)
 
     def gradient(self, gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         plain = self.weight * self.scale  # a before it was quantized

@@ -94,6 +94,8 @@ def _train(options: QuantizeOptions, ranks: Ranks, reporter: TrainingReporter, s
     ranks.first_does(lambda: _begin(folder, opened, resume=options.resume))
     count = len(splits.train)
     say(f"training {opened.loaded.name} on {count} image{'s' if count != 1 else ''}")
+    for note in train.notes:
+        reporter.note(note)
     try:
         result = finetune(
             net,

@@ -60,10 +60,14 @@ def weight_exponents(
     flat = [in_rows(w.detach()) if per_channel else in_rows(w.detach()).reshape(1, -1) for w in weights]
     sizes = [len(w) for w in flat]
     steps = torch.cat([_wanted_step(w, g, r, sigma_factor) for w, g, r in zip(flat, grids, rules, strict=True)])
-    found = torch.split(ceil_log2(steps).clamp_(MIN_EXPONENT, MAX_EXPONENT), sizes)
-    return [
-        _least_squares(w, e, g) if rule == "mse" else e for w, e, g, rule in zip(flat, found, grids, rules, strict=True)
-    ]
+    found = list(torch.split(ceil_log2(steps).clamp_(MIN_EXPONENT, MAX_EXPONENT), sizes))
+    searched = [i for i, rule in enumerate(rules) if rule == "mse"]
+    for grid in dict.fromkeys(grids[i] for i in searched):
+        alike = [i for i in searched if grids[i] == grid]
+        best = _least_squares([flat[i] for i in alike], [found[i] for i in alike], grid)
+        for i, exponents in zip(alike, best, strict=True):
+            found[i] = exponents
+    return found
 
 
 def bias_floor(bias: Tensor, input_exponent: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ def bias_floor(bias: Tensor, input_exponent: Tensor) -> Tensor:
 
     Args:
         bias: float32, shape (channels,).
-        input_exponent: int32 scalar, of the layer's input.
+        input_exponent: int32, of the layer's input, a scalar or one a channel.
 
     Returns:
         int32, shape (channels,); MIN_EXPONENT where the bias is 0.
@@ -98,24 +102,30 @@ def _wanted_step_of(rows: Tensor, grid: FixedPoint, rule: WeightRule, sigma_fact
     return torch.where(step > 0, step, 1.0 / grid.max_code)
 
 
-def _least_squares(rows: Tensor, highest: Tensor, grid: FixedPoint) -> Tensor:
-    return torch.cat([_least_squares_of(few, exponents, grid) for few, exponents in in_blocks(rows, highest)])
-
-
-def _least_squares_of(rows: Tensor, highest: Tensor, grid: FixedPoint) -> Tensor:
-    best, error = highest, _error(rows, highest, grid)
+def _least_squares(weights: Sequence[Tensor], highest: Sequence[Tensor], grid: FixedPoint) -> Sequence[Tensor]:
+    first = best = torch.cat(list(highest))
+    error = _errors(weights, first, grid)
     for lower in range(1, _CANDIDATES[grid.bits]):
-        exponent = (highest - lower).clamp_(min=MIN_EXPONENT)
-        trial = _error(rows, exponent, grid)
-        best = torch.where(trial < error, exponent, best)
+        exponents = (first - lower).clamp_(min=MIN_EXPONENT)
+        trial = _errors(weights, exponents, grid)
+        best = torch.where(trial < error, exponents, best)
         error = torch.minimum(trial, error)
-    return best
+    return torch.split(best, [len(w) for w in weights])
 
 
-def _error(rows: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
-    """Root of a row's squared errors."""
+def _errors(weights: Sequence[Tensor], exponents: Tensor, grid: FixedPoint) -> Tensor:
+    """Root of the squared errors of every row of every layer."""
     # in units of the step: one pass less, and sums stay in range at any exponent
-    scaled = rows * step_size(-exponent).unsqueeze(1)
-    residual = scaled.round().clamp_(grid.min_code, grid.max_code).sub_(scaled)
-    error: Tensor = torch.linalg.vector_norm(residual, dim=1).double() * step_size(exponent).double()
-    return error
+    finer = torch.split(step_size(-exponents).unsqueeze(1), [len(w) for w in weights])
+    norms = [
+        _residual_norm(few, factor, grid)
+        for rows, factors in zip(weights, finer, strict=True)
+        for few, factor in in_blocks(rows, factors)
+    ]
+    return torch.cat(norms).double() * step_size(exponents).double()
+
+
+def _residual_norm(rows: Tensor, finer: Tensor, grid: FixedPoint) -> Tensor:
+    scaled = rows * finer
+    norm: Tensor = torch.linalg.vector_norm(scaled.round().clamp_(grid.min_code, grid.max_code).sub_(scaled), dim=1)
+    return norm

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as hypothesis_arrays
 
+from faq_deploy import fixed_point
 from faq_deploy.fixed_point import (
     MAX_EXPONENT,
     MIN_EXPONENT,
@@ -189,10 +190,11 @@ def test_mse_rule_is_the_best_of_its_candidates(seed: int) -> None:
 
 def test_layers_together_give_what_they_give_alone() -> None:
     torch.manual_seed(1)
-    weights = [torch.randn(5, 3, 3, 3), torch.randn(7, 20) * 100, torch.randn(2, 4) * 1e-4]
-    rules = ["mse", "sigma", "max"]
-    together = weight_exponents(weights, [W8, W4, W8], rules, per_channel=True, sigma_factor=4.12)  # type: ignore[arg-type]
-    for w, grid, rule, found in zip(weights, [W8, W4, W8], rules, together, strict=True):
+    sizes = [((5, 3, 3, 3), 1.0), ((7, 20), 100.0), ((2, 4), 1e-4), ((6, 30), 0.1), ((3, 8), 10.0), ((4, 50), 1.0)]
+    weights = [torch.randn(shape) * scale for shape, scale in sizes]
+    rules, grids = ["mse", "sigma", "max", "mse", "mse", "mse"], [W8, W4, W8, W4, W8, W4]
+    together = weight_exponents(weights, grids, rules, per_channel=True, sigma_factor=4.12)  # type: ignore[arg-type]
+    for w, grid, rule, found in zip(weights, grids, rules, together, strict=True):
         (alone,) = weight_exponents([w], [grid], [rule], per_channel=True, sigma_factor=4.12)  # type: ignore[list-item]
         assert torch.equal(alone, found)
 
@@ -227,7 +229,8 @@ def test_values_of_16_bits_are_quantized_in_fp32(dtype: torch.dtype) -> None:
     assert float(found.max()) == 255 * 2.0**-20
 
 
-def test_channels_last_is_quantized_in_pieces_to_the_same_values_and_gradients() -> None:
+def test_channels_last_is_quantized_in_pieces_to_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed_point, "PIECE", 2**18)
     x = torch.randn(9, 32, 40, 40, generator=torch.Generator().manual_seed(2))
     grid = FixedPoint(4, False)
     plain = x.clone().requires_grad_()

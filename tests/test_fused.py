@@ -34,6 +34,12 @@ FORMS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that the tensors here have several."""
+    monkeypatch.setattr(fused, "PIECE", 2**18)
+
+
 def live_norm(channels: int) -> LiveNorm:
     return LiveNorm(*norm_statistics(channels), eps=1e-5, momentum=0.1)
 
