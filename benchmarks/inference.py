@@ -42,7 +42,7 @@ from faq_deploy.recipe import Recipe
 from faq_deploy.rewrite import rewrite
 from faq_deploy.versions import engine_versions
 
-__all__ = ["main"]
+__all__ = ["main", "quantize_static_file"]
 
 _RATIO: Final = 2.0
 _FLOAT: Final = "fp32"
@@ -93,7 +93,7 @@ def _files(model: nn.Module, images: Tensor, folder: Path) -> tuple[dict[str, Pa
     files = {_FLOAT: folder / "fp32.onnx", _STATIC: folder / "static.onnx"}
     net = rewrite(model, images[:2], recipe_of())
     write_float_onnx(net, images[:2], files[_FLOAT])
-    _quantize_static(files[_FLOAT], files[_STATIC], images.numpy())
+    quantize_static_file(files[_FLOAT], files[_STATIC], images.numpy())
     compared: dict[str, Cell] = {name: _difference(path, model, images) for name, path in files.items()}
     for number, (name, recipe) in enumerate(_OURS.items()):
         stored = quantized(model, images, recipe)
@@ -154,7 +154,14 @@ class _Images:
         return self._left.pop() if self._left else None
 
 
-def _quantize_static(source: Path, path: Path, images: FloatArray) -> None:
+def quantize_static_file(source: Path, path: Path, images: FloatArray) -> None:
+    """onnxruntime's own INT8 form of a float file: 8-bit weights by channel, as its manual advises.
+
+    Args:
+        source: with an input `input`, (N, C, H, W).
+        path: of the result.
+        images: float32, (N, C, H, W), to calibrate on.
+    """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
