@@ -196,12 +196,12 @@ def publish(title: str, machine: Machine, rows: Sequence[Row], arguments: argpar
 
 
 def random_net(name: str, images: Tensor) -> nn.Module:
-    """A torchvision net in eval mode, its weights random, its batch norms' statistics those of `images`.
+    """A net of torchvision's or timm's in eval mode, its weights random, its batch norms' statistics those of `images`.
 
     With torchvision's own statistics (mean 0, variance 1) activations would grow from layer to layer.
 
     Args:
-        name: such as `resnet18`.
+        name: such as `resnet18`, or `timm:` and a name of timm's.
         images: float32, shape (N, 3, H, W).
 
     Returns:
@@ -211,7 +211,15 @@ def random_net(name: str, images: Tensor) -> nn.Module:
     import torchvision
 
     torch.manual_seed(_SEED)
-    net: torch.nn.Module = torchvision.models.get_model(name, weights=None)
+    net: torch.nn.Module
+    if name.startswith("timm:"):
+        import timm
+
+        net = timm.create_model(name.removeprefix("timm:"))
+    elif name == "inception_v3":
+        net = torchvision.models.inception_v3(weights=None, aux_logits=False, init_weights=True)
+    else:
+        net = torchvision.models.get_model(name, weights=None)
     settle(net, images)
     return net
 

@@ -1,7 +1,7 @@
 """Images a second in onnxruntime: our INT8 files against the fp32 file and onnxruntime's own INT8 of the same net.
 
 python benchmarks/inference.py
-python benchmarks/inference.py --model resnet50 --threads 1
+python benchmarks/inference.py --model timm:tf_efficientnet_lite0 --one-core --batch 1
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # else benchmarks/
 
 from benchmarks.common import (
     Cell,
+    Clock,
     Row,
+    add_one_core,
+    chosen_clock,
     goal,
     interleaved,
     make_parser,
@@ -39,7 +42,6 @@ from engines.ort import OrtRunner
 from engines.runner import FloatArray
 from faq_deploy.onnx_export import export_onnx
 from faq_deploy.recipe import Recipe
-from faq_deploy.rewrite import rewrite
 from faq_deploy.versions import engine_versions
 
 __all__ = ["main", "quantize_static_file"]
@@ -60,13 +62,15 @@ _WANTED: Final = frozenset({"ours, target onnxruntime", "ours, target onnxruntim
 def main() -> None:
     """Measure and print."""
     parser = make_parser("Images a second in onnxruntime, on the CPU.", rounds=7)
-    parser.add_argument("--model", default="resnet18", help="of torchvision: one of its ResNets")
+    parser.add_argument("--model", default="resnet18", help="of torchvision, or timm:NAME")
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--batch", type=int, action="append", help="repeatable; 1 and 16 if absent")
     parser.add_argument("--images", type=int, default=32, help="in each measurement")
-    parser.add_argument("--threads", type=int, default=2, help="of onnxruntime")
+    parser.add_argument("--threads", type=int, default=2, help="of onnxruntime; one with --one-core")
+    add_one_core(parser)
     arguments = parser.parse_args()
-    machine = this_machine()
+    machine, clock = this_machine(), chosen_clock(arguments)
+    threads = 1 if arguments.one_core else arguments.threads
     batches: list[int] = arguments.batch or [1, 16]
     count = max(arguments.images, *batches, _CALIBRATION_IMAGES)
     shape = (count, 3, arguments.size, arguments.size)
@@ -75,24 +79,21 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         files, compared = _files(model, images[:_CALIBRATION_IMAGES], Path(folder))
-        runners = {name: OrtRunner(path, threads=arguments.threads) for name, path in files.items()}
+        runners = {name: OrtRunner(path, threads=threads) for name, path in files.items()}
         for batch in batches:
             total = max(arguments.images // batch, 1) * batch
             pieces = [images[i : i + batch].numpy() for i in range(0, total, batch)]
-            rows += _rows(runners, compared, pieces, arguments.rounds)
+            rows += _rows(runners, compared, pieces, arguments.rounds, clock)
         for runner in runners.values():
             runner.close()
-    what = (
-        f"{arguments.size} pixels, {arguments.threads} threads, {arguments.rounds} rounds of {arguments.images} images"
-    )
+    what = f"{arguments.size} pixels, {threads} threads, {arguments.rounds} rounds of {arguments.images} images"
     publish(f"onnxruntime on the CPU, {arguments.model}, {what}", machine, rows, arguments)
 
 
 def _files(model: nn.Module, images: Tensor, folder: Path) -> tuple[dict[str, Path], dict[str, Cell]]:
     """Every ONNX file by name, and how its logits in optimized onnxruntime compare with PyTorch's."""
     files = {_FLOAT: folder / "fp32.onnx", _STATIC: folder / "static.onnx"}
-    net = rewrite(model, images[:2], recipe_of())
-    write_float_onnx(net, images[:2], files[_FLOAT])
+    write_float_onnx(model, images[:2], files[_FLOAT])
     quantize_static_file(files[_FLOAT], files[_STATIC], images.numpy())
     compared: dict[str, Cell] = {name: _difference(path, model, images) for name, path in files.items()}
     for number, (name, recipe) in enumerate(_OURS.items()):
@@ -115,11 +116,11 @@ def _difference(path: Path, net: nn.Module, images: Tensor) -> str:
 
 
 def _rows(
-    runners: dict[str, OrtRunner], compared: dict[str, Cell], pieces: Sequence[FloatArray], rounds: int
+    runners: dict[str, OrtRunner], compared: dict[str, Cell], pieces: Sequence[FloatArray], rounds: int, clock: Clock
 ) -> list[Row]:
     """One row a file for one batch size."""
     cases: dict[str, Callable[[], object]] = {name: partial(_run, runner, pieces) for name, runner in runners.items()}
-    seconds = interleaved(cases, rounds)
+    seconds = interleaved(cases, rounds, clock)
     images = sum(map(len, pieces))
     rows: list[Row] = []
     for name in runners:
@@ -131,6 +132,7 @@ def _rows(
                 "images/s": images / statistics.median(seconds[name]),
                 **noise(seconds[name]),
                 "by fp32": ratio,
+                "by onnxruntime's own": 1 / median_ratio(seconds[name], seconds[_STATIC]),
                 **goal(ratio, at_least=_RATIO if name in _WANTED else None),
                 "logits differ from PyTorch's by": compared[name],
             }

@@ -30,7 +30,6 @@ from benchmarks.peers.peer_run import Method, Outcome, Setup, keep_record, make_
 from engines.errors import InputError
 from engines.image_batches import batches
 from engines.parity import top1
-from faq_deploy.rewrite import rewrite
 
 __all__ = ["main"]
 
@@ -65,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         floating, quantized = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         example = next(setup.calibration())[:2]
-        write_float_onnx(rewrite(setup.net, example, setup.recipe), example, floating)
+        write_float_onnx(setup.net, example, floating)
         float_top1 = _top1(floating, setup)
         quantize(floating, quantized, setup.calibration(), arguments.method, arguments.bits, granularity)
         seconds = time.perf_counter() - begin

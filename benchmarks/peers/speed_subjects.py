@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import recipe_of
+from benchmarks.float_onnx import write_float_onnx
 
 __all__ = ["SUBJECTS", "Subject"]
 
@@ -57,7 +58,7 @@ class _Float:
         _forward(self.net, batches)
 
     def export(self, images: Tensor, path: Path) -> None:
-        _write_onnx(self.net, images, path)
+        write_float_onnx(self.net, images, path)
 
 
 class _Ours:
@@ -125,7 +126,7 @@ class _ModelOpt:
                 quantizer.enable_quant()
 
     def export(self, images: Tensor, path: Path) -> None:
-        _write_onnx(self.net.eval(), images, path)
+        write_float_onnx(self.net, images, path)
 
 
 class _Brevitas:
@@ -204,7 +205,7 @@ class _TorchAo:
         _forward(self.net, batches)
 
     def export(self, images: Tensor, path: Path) -> None:
-        _write_onnx(self.net.eval(), images, path)
+        write_float_onnx(self.net, images, path)
 
 
 class _Pt2e:
@@ -254,16 +255,3 @@ def _forward(net: nn.Module, batches: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for batch in batches:
             net(batch)
-
-
-def _write_onnx(net: nn.Module, images: Tensor, path: Path) -> None:
-    torch.onnx.export(
-        net.eval(),
-        (images,),
-        str(path),
-        opset_version=_OPSET,
-        dynamo=False,
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_axes={"input": {0: "batch"}},
-    )
