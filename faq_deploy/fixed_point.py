@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "BLOCK",
     "MAX_EXPONENT",
     "MIN_EXPONENT",
     "PIECE",
@@ -33,7 +34,9 @@ __all__ = [
 MIN_EXPONENT: Final = -62
 MAX_EXPONENT: Final = 62
 
-PIECE: Final = 2**21  # float32 numbers that CPU threads work on together, so that they stay in a cache: 8 MiB
+# float32 numbers that a CPU works on together, so that they stay in a cache
+PIECE: Final = 2**21  # of an activation: all threads share it
+BLOCK: Final = 2**19  # of a weight, which goes through twenty operations
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ def in_blocks(rows: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
         rows: (channels, products).
         others: of as many rows.
     """
-    most = max(1, PIECE // max(1, rows.shape[1]))
+    most = max(1, BLOCK // max(1, rows.shape[1]))
     if rows.device.type != "cpu" or len(rows) <= most:
         return iter([(rows, *others)])
     return zip(*[torch.split(t, most) for t in (rows, *others)], strict=True)
