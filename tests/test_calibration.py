@@ -101,6 +101,19 @@ def test_every_rank_is_found_wherever_the_great_values_lie(size: int, place: flo
         assert kth_largest(values, rank, signed=signed) == ordered[rank - 1].item()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("signed", [False, True])
+def test_percentile_of_205_million_values_equals_the_sorted_one(signed: bool) -> None:
+    """256 images' activations of a ResNet's first layer, 64 x 112 x 112: over torch.quantile's limit of 2^24."""
+    values = torch.randn(256 * 64 * 112 * 112, generator=torch.Generator().manual_seed(3))
+    if not signed:
+        values.clamp_(min=0)
+    estimator = PercentileRange("99.99", signed=signed)
+    estimator.update(values)
+    ordered = np.sort(values.abs_().numpy())
+    assert estimator.result() == ordered[-(-len(ordered) * 9999 // 10000) - 1]
+
+
 def test_percentile_is_exact_past_the_integers_of_float32() -> None:
     size = 2**24 + 1
     values = torch.arange(size, 0, -1, dtype=torch.float64)  # 1 .. size, each once
