@@ -12,7 +12,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from sklearn.datasets import load_digits
 
-__all__ = ["furnish", "typed"]
+__all__ = ["furnish", "small_cifar", "typed"]
+
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 _MY_NET = """\
 import torch
@@ -72,10 +74,16 @@ def furnish(folder: Path) -> None:
         "-o runs/r18",
         "export runs/r18 --check-images 2",
         "build runs/r18 --runtime onnxruntime",
+        "eval runs/r18 --max-fall 100",
     ):
         done = typed(words.split())
         assert done.exit_code == 0, done.output
     shutil.copy("runs/r18/model.onnx", "model.onnx")
+    for name in ("cifar-8bit", "digits", "digits-4bit"):
+        shutil.copytree("runs/r18", f"runs/{name}")
+    assert typed(["bundle", "runs/r18", "-o", "r18.tgz"]).exit_code == 0
+    shutil.copy("DIR/val/0/0.png", "photo.jpg")
+    Path("mine.toml").write_text(typed(["recipes", "show", "faq-8bit"]).stdout, "utf-8")
     torch.save({"fc.weight": torch.zeros(10, 512)}, "other.pth")
     torch.onnx.export(torch.nn.Conv2d(3, 4, 3), (torch.zeros(1, 3, 8, 8),), "float.onnx", dynamo=False)
 
@@ -89,6 +97,19 @@ def pictures(root: Path, count: int) -> None:
             folder = root / part / str(digits.target[place])
             folder.mkdir(parents=True, exist_ok=True)
             pixels.save(folder / f"{place}.png")
+
+
+def small_cifar(folder: Path) -> None:
+    """The float net of the experiments, and a folder of images of CIFAR-10's kind: three a class."""
+    shutil.copy(Path(__file__).parents[1] / "experiments" / "float.pth", folder)
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in CIFAR_CLASSES:
+            place = folder / "cifar10" / part / name
+            place.mkdir(parents=True)
+            for number in range(3):
+                pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
 
 
 def typed(words: list[str]) -> Result:
