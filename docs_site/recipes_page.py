@@ -37,8 +37,8 @@ faq-deploy recipes show faq-8bit > mine.toml         # one with every key, to ch
 faq-deploy inspect builtin:digits-resnet --recipe mine.toml
 ```
 
-`--set KEY=VALUE` changes one key of it, such as `--set training.lr=0.001`. What a run was made with lies in it as
-`recipe.toml`. A key that is none, or a value that can't be, is refused before anything starts
+`--set KEY=VALUE` changes one key of it, such as `--set training.lr=0.001`. [Keys](#keys) lists them all. What a run was
+made with lies in it as `recipe.toml`. A key that is none, or a value that can't be, is refused before anything starts
 ([recipe](errors.md#recipe)).
 """
 _NOT_CHOICES: Final = {"name", "description", "paper"}
