@@ -19,6 +19,8 @@ from engines.preprocess import BadImage
 from engines.profile import parse_profile
 from tests.workshop import furnish, typed
 
+pytestmark = pytest.mark.xdist_group("errors")
+
 ROOT = Path(__file__).parents[1]
 RAISED = raised()
 BY_COMMAND_LINE = {"usage", "file-access"}  # faq_deploy/cli_errors.py prints these
