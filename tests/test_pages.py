@@ -225,7 +225,8 @@ def test_page_on_4_bits_has_the_figures_of_the_experiments() -> None:
         return found
 
     told = record("4bit-fold-2")
-    assert f"| top-1, % | {' | '.join(format(epoch['top1'], '.2f') for epoch in told['epochs'])} |" in page
+    top1 = [f"{epoch['top1']:.2f}" for epoch in told["epochs"]]
+    assert f"| 1 to 6 | {', '.join(top1[:6])} |\n| 7 to 12 | {', '.join(top1[6:])} |" in page
     assert f"quantized, calibrated       {told['calibrated_top1']} %" in page
     assert f"{told['wall_seconds']:.0f} s" in page
     (command,) = [
