@@ -248,6 +248,16 @@ def test_page_on_4_bits_has_the_figures_of_the_experiments() -> None:
     assert [(name, figure) for name, figure in rows if f"{record(f'{name}-0')['last_top1']:.2f}" != figure] == []
 
 
+def test_page_on_the_jetson_has_the_figures_of_the_experiments() -> None:
+    page = " ".join((ROOT / "docs" / "jetson.md").read_text("utf-8").split())
+    folder = ROOT / "experiments" / "results"
+    found = [json.loads((folder / f"8bit-fold-{seed}.json").read_text("utf-8")) for seed in range(3)]
+    last = [one["last_top1"] for one in found]
+    assert f"gave {statistics.mean(last):.2f} ± {statistics.stdev(last):.2f} %" in page
+    assert f"quantized, calibrated {found[0]['calibrated_top1']:.2f} %" in page
+    assert f"({found[0]['float_top1']:.2f} % on CIFAR-10)" in page
+
+
 @pytest.mark.parametrize("picture", sorted((ROOT / "docs" / "pictures").glob("*.png")), ids=lambda path: path.stem)
 def test_picture_is_small_and_shown(picture: Path) -> None:
     assert picture.stat().st_size < 150_000
