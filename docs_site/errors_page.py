@@ -80,12 +80,23 @@ def raised() -> tuple[Raised, ...]:
 def _in_file(path: Path) -> Iterator[Raised]:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     tree = ast.parse(path.read_text("utf-8"))
+    constants = dict(_constants(tree))
     for function, call in _calls(tree, "<module>"):
         name = call.func.id if isinstance(call.func, ast.Name) else ""
         if name in _CLASSES:
             which = error_id(f"{_CLASSES[name]}.{name}", module, function)
-            sentences = [_sentence(argument) for argument in call.args[:2]]
+            sentences = [_sentence(argument, constants) for argument in call.args[:2]]
             yield Raised(name, f"{module}.{function}", which, *(sentences if len(sentences) == 2 else ("", "")))
+
+
+def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Names of sentences at the top of a module."""
+    for node in tree.body:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            text = _sentence(node.value, {})
+            if isinstance(target, ast.Name) and text:
+                yield target.id, text
 
 
 def _calls(node: ast.AST, function: str) -> Iterator[tuple[str, ast.Call]]:
@@ -97,20 +108,24 @@ def _calls(node: ast.AST, function: str) -> Iterator[tuple[str, ast.Call]]:
         yield from _calls(inner, inner.name if named else function)  # type: ignore[attr-defined]
 
 
-def _sentence(node: ast.expr) -> str:
+def _sentence(node: ast.expr, constants: dict[str, str]) -> str:
     """A string with `{name}` for each value in it."""
     if isinstance(node, ast.Constant):
         return str(node.value)
+    if isinstance(node, ast.Name):
+        return constants.get(node.id, "")
     if isinstance(node, ast.JoinedStr):
-        return "".join(_sentence(part) for part in node.values)
+        return "".join(_sentence(part, constants) for part in node.values)
     if isinstance(node, ast.FormattedValue):
-        inner = re.sub(r"(self|facts|manifest|error|options|run|images)\.", "", ast.unparse(node.value))
-        word = re.match(r"_?([a-z_]+)", inner)
-        return "{" + (word[1].strip("_") if word and "(" not in inner[: word.end() + 1] else "...") + "}"
+        if isinstance(node.value, ast.Name) and node.value.id in constants:
+            return constants[node.value.id]
+        inner = re.sub(r"\b(self|facts|manifest|error|options|run|images)\.", "", ast.unparse(node.value))
+        word = re.match(r"_?([a-z][a-z_]*)(?![(\w])", inner)
+        return "{" + (word[1] if word else "...") + "}"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _sentence(node.left) + _sentence(node.right)
+        return _sentence(node.left, constants) + _sentence(node.right, constants)
     if isinstance(node, ast.IfExp):
-        return _sentence(node.body)
+        return _sentence(node.body, constants)
     return ""
 
 
