@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from engines.errors import InputError
+from engines.errors import InputError, NewerFormat
 from engines.json_text import read_json
 
 __all__ = ["FORMAT", "MANIFEST", "BundleManifest", "CertificateSummary", "FileFacts", "parse", "summary"]
@@ -108,7 +108,7 @@ def parse(text: bytes, bundle: str) -> BundleManifest:
         raise _damaged(bundle, "it is not JSON") from error
     found = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(found, int) and found > FORMAT:
-        raise InputError(
+        raise NewerFormat(
             f"{bundle} was made by a newer faq-deploy (bundle format {found}, this one reads up to {FORMAT}).",
             "install the wheel that the bundle brings, or write the bundle with this version.",
         )

@@ -9,7 +9,7 @@ from typing import Final, Literal
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.errors import CannotRunHere
+from engines.errors import NotInstalled
 from engines.parity import Divergence, IntArray
 from engines.qdq_graph import QdqGraph, constant, zero_points
 
@@ -193,12 +193,12 @@ def kernels_saturate() -> bool:
     """Whether onnxruntime's 8-bit products overflow on this CPU: tried, since not every CPU tells what it has.
 
     Raises:
-        CannotRunHere: onnxruntime is not installed.
+        NotInstalled: onnxruntime is not installed.
     """
     try:
         import onnxruntime
     except ImportError as error:
-        raise CannotRunHere("onnxruntime is not installed.", "install it with `pip install onnxruntime`.") from error
+        raise NotInstalled("onnxruntime is not installed.", "install it with `pip install onnxruntime`.") from error
     left, right = np.full((4, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
     node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
     inputs = [helper.make_tensor_value_info("x", TensorProto.UINT8, left.shape)]

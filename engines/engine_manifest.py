@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.engine_plan import EnginePlan
-from engines.errors import CannotRunHere, InputError
+from engines.errors import CannotRunHere, InputError, NewerFormat, NotInstalled
 from engines.files import sha256_of, write_atomic
 from engines.host import Gpu, Host, RuntimeName, same_version
 from engines.json_text import read_json
@@ -102,7 +102,7 @@ def read(folder: Path) -> EngineManifest:
         raise InputError(f"{file} can't be read: {str(error).splitlines()[0]}.", _again(folder)) from error
     found = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(found, int) and found > FORMAT:
-        raise InputError(
+        raise NewerFormat(
             f"{folder} was made by a newer faq-deploy (engine format {found}, this one reads up to {FORMAT}).",
             "upgrade faq-deploy, or build the engine with this version.",
         )
@@ -158,7 +158,7 @@ def check_host(folder: Path, manifest: EngineManifest, host: Host) -> None:
     name = manifest.runtime
     found = host.versions.get(name)
     if found is None:
-        raise CannotRunHere(f"{engine} needs {name}, which is not installed here.", "run `faq-deploy doctor`.")
+        raise NotInstalled(f"{engine} needs {name}, which is not installed here.", "run `faq-deploy doctor`.")
     if name == "onnxruntime":  # its file is the ONNX file itself, which any version reads
         return
     if not loads_in(manifest, found):

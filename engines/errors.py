@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["CannotRunHere", "FaqError", "InputError", "WriteError"]
+import sys
+
+from engines.error_ids import error_id
+
+__all__ = ["CannotRunHere", "FaqError", "InputError", "NewerFormat", "NotInstalled", "WriteError"]
 
 
 class FaqError(Exception):
@@ -13,6 +17,7 @@ class FaqError(Exception):
         remedy: what to do about it; printed after `Note:`.
 
     Attributes:
+        id: a word for what it is about, by the place that raises it, such as "weights-file"; docs/errors.md lists all.
         told: another process of the same run says it; the CLI exits without a word.
     """
 
@@ -23,6 +28,11 @@ class FaqError(Exception):
         super().__init__(what, remedy)
         self.what = what
         self.remedy = remedy
+        raised_in = sys._getframe(1)
+        own = type(self)
+        self.id = error_id(
+            f"{own.__module__}.{own.__name__}", raised_in.f_globals["__name__"], raised_in.f_code.co_name
+        )
 
     def __str__(self) -> str:
         return f"{self.what}\nNote: {self.remedy}"
@@ -36,7 +46,15 @@ class WriteError(InputError):
     """A file could not be written: a full disk, or no permission (exit code 2)."""
 
 
+class NewerFormat(InputError):
+    """A file of a newer faq-deploy (exit code 2)."""
+
+
 class CannotRunHere(FaqError):
     """The environment lacks what is needed: a GPU, TensorRT, a package (exit code 3)."""
 
     exit_code = 3
+
+
+class NotInstalled(CannotRunHere):
+    """A package that is needed is absent (exit code 3)."""

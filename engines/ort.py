@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 
 from engines.batch import native_batch
-from engines.errors import CannotRunHere, InputError
+from engines.errors import InputError, NotInstalled
 from engines.int4_storage import unpack_int4
 from engines.onnx_metadata import holds_float_weights
 from engines.parity import logit_bits
@@ -41,7 +41,7 @@ class OrtRunner:
             and calls stay as fast as they can be.
 
     Raises:
-        CannotRunHere: onnxruntime is not installed.
+        NotInstalled: onnxruntime is not installed.
         InputError: no ONNX file, or one that onnxruntime refuses.
     """
 
@@ -100,9 +100,7 @@ class OrtRunner:
         try:
             import onnxruntime
         except ImportError as error:
-            raise CannotRunHere(
-                "onnxruntime is not installed.", "install it with `pip install onnxruntime`."
-            ) from error
+            raise NotInstalled("onnxruntime is not installed.", "install it with `pip install onnxruntime`.") from error
         levels = onnxruntime.GraphOptimizationLevel
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = levels.ORT_DISABLE_ALL if self._oracle else levels.ORT_ENABLE_ALL

@@ -9,7 +9,7 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engines.errors import InputError
+from engines.errors import InputError, NewerFormat
 from engines.files import sha256_of, write_atomic
 from engines.folder_lock import locked
 from engines.json_text import read_json
@@ -74,7 +74,7 @@ class RunFolder:
             raw = read_json(file.read_text("utf-8"))
             found = raw.get("format") if isinstance(raw, dict) else None
             if isinstance(found, int) and found > FORMAT:
-                raise InputError(
+                raise NewerFormat(
                     f"{self.path} was made by a newer faq-deploy (run format {found}, this one reads up to {FORMAT}).",
                     "upgrade faq-deploy, or make the run again with this version.",
                 )

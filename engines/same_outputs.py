@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from engines.errors import CannotRunHere, InputError
+from engines.errors import InputError, NotInstalled
 
 __all__ = ["differing_outputs", "outputs_of", "random_inputs"]
 
@@ -45,13 +45,13 @@ def outputs_of(model: onnx.ModelProto, inputs: Sequence[Arrays]) -> list[Arrays]
         inputs: one a run.
 
     Raises:
-        CannotRunHere: onnxruntime is not installed.
+        NotInstalled: onnxruntime is not installed.
         InputError: onnxruntime refuses the model, or could not run it.
     """
     try:
         import onnxruntime
     except ImportError as error:
-        raise CannotRunHere("onnxruntime is not installed.", "install it with `pip install onnxruntime`.") from error
+        raise NotInstalled("onnxruntime is not installed.", "install it with `pip install onnxruntime`.") from error
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _ERRORS_ONLY

@@ -50,12 +50,13 @@ class ErrorGroup(click.RichGroup):
         try:
             return super().invoke(ctx)
         except FaqError as error:
-            _fail(error.what, error.remedy, error.exit_code, told=error.told)
+            _fail(error.id, error.what, error.remedy, error.exit_code, told=error.told)
         except ModuleNotFoundError as error:
             extra = _EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
                 raise
             _fail(
+                "not-installed",
                 f"`faq-deploy {ctx.invoked_subcommand}` needs {error.name}, which is not installed.",
                 f"pip install 'faq-deploy[{extra}]'{_INSTEAD.get(ctx.invoked_subcommand or '', '')}",
                 3,
@@ -65,6 +66,7 @@ class ErrorGroup(click.RichGroup):
             if package not in _EXTRAS:
                 raise
             _fail(
+                "not-installed",
                 f"{package} is installed but can't be loaded: {str(error).splitlines()[0].rstrip('.')}.",
                 f"install it again, or see `faq-deploy doctor`: pip install --force-reinstall {package}",
                 3,
@@ -74,10 +76,13 @@ class ErrorGroup(click.RichGroup):
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             _fail(
-                f"{place}{error.strerror or error}.", "check that the file is there and may be read, and its disk.", 2
+                "file-access",
+                f"{place}{error.strerror or error}.",
+                "check that the file is there and may be read, and its disk.",
+                2,
             )
         except KeyboardInterrupt:
-            _fail("Stopped.", "nothing half-written was left behind; run the command again.", 130)
+            _fail("interrupted", "Stopped.", "nothing half-written was left behind; run the command again.", 130)
 
 
 @contextlib.contextmanager
@@ -89,12 +94,12 @@ def _usage_errors() -> Iterator[None]:
         if error.ctx is None or isinstance(error, _NO_ARGUMENTS):  # the latter is the help itself
             raise
         what = " ".join(error.format_message().split())
-        _fail(what if what.endswith((".", "?")) else f"{what}.", f"see `{error.ctx.command_path} --help`.", 2)
+        _fail("usage", what if what.endswith((".", "?")) else f"{what}.", f"see `{error.ctx.command_path} --help`.", 2)
 
 
-def _fail(what: str, remedy: str, code: int, *, told: bool = False) -> NoReturn:
+def _fail(name: str, what: str, remedy: str, code: int, *, told: bool = False) -> NoReturn:
     if not told and _is_first_to_tell():
-        click.echo(f"Error: {what}\nNote: {remedy}", err=True)
+        click.echo(f"Error: {what} [{name}]\nNote: {remedy}", err=True)
     sys.exit(code)
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from engines.errors import CannotRunHere, InputError
+from engines.errors import InputError, NotInstalled
 from engines.preprocess import Preprocessing
 from faq_deploy.architecture import RANDOM, Architecture, local_weights
 from faq_deploy.data import default_preprocessing
@@ -140,7 +140,7 @@ def _torchvision(name: str, weights: str | None) -> Architecture:
     try:
         from faq_deploy.torchvision_zoo import torchvision_architecture
     except ImportError as error:
-        raise CannotRunHere(
+        raise NotInstalled(
             f"torchvision:{name} needs torchvision, which can't be imported ({error}).",
             "pip install 'faq-deploy[torch]'",
         ) from error

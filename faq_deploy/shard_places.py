@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast
 
-from engines.errors import CannotRunHere, InputError
+from engines.errors import CannotRunHere, InputError, NotInstalled
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -234,7 +234,7 @@ def _filesystem(place: str) -> tuple[AbstractFileSystem, str]:
     except ImportError as error:
         package = _PACKAGES.get(protocol, "")
         how = f"pip install {package}" if package else f"install what fsspec needs for {protocol}."
-        raise CannotRunHere(f"Shards at {protocol}:// need a package that is not installed here.", how) from error
+        raise NotInstalled(f"Shards at {protocol}:// need a package that is not installed here.", how) from error
     except ValueError as error:
         raise InputError(
             f"{place} can't be read: fsspec knows no protocol {protocol}.", "use a path, http(s)://, s3:// or gs://."

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from engines.errors import CannotRunHere, InputError
+from engines.errors import InputError, NotInstalled
 from engines.image_batches import BadImages, OnBad, batches
 from engines.image_files import VALIDATION_FOLDERS, class_folders
 from engines.images import ImageFolder, ImageSet
@@ -71,7 +71,7 @@ def images_for(model: Path, options: DataOptions) -> ImageSet:
 
     Raises:
         InputError: no such data, or the file doesn't read images.
-        CannotRunHere: scipy is not installed.
+        NotInstalled: scipy is not installed.
     """
     assert options.data is not None
     _require_scipy()  # before anything is written
@@ -109,7 +109,7 @@ def measure(
 
     Raises:
         InputError: a bad image, images that don't fit the file, or another number of classes.
-        CannotRunHere: onnxruntime is not installed.
+        NotInstalled: onnxruntime is not installed.
     """
     bad = BadImages()
     runners = [OrtRunner(path, oracle=True) for path in (before, after)]
@@ -144,7 +144,7 @@ def _require_scipy() -> None:
     try:
         import scipy  # noqa: F401
     except ImportError as error:
-        raise CannotRunHere("--data needs scipy, for the intervals.", "install it with `pip install scipy`.") from error
+        raise NotInstalled("--data needs scipy, for the intervals.", "install it with `pip install scipy`.") from error
 
 
 def _logits(runner: OrtRunner, batch: FloatArray, fixed: int | None, images: ImageSet) -> FloatArray:

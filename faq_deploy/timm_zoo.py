@@ -8,7 +8,7 @@ from typing import Final
 
 from torch import nn
 
-from engines.errors import CannotRunHere, InputError
+from engines.errors import InputError, NotInstalled
 from engines.preprocess import Preprocessing
 from faq_deploy.architecture import Architecture, local_weights
 
@@ -29,12 +29,12 @@ def timm_architecture(name: str, weights: str | None) -> Architecture:
 
     Raises:
         InputError: an unknown name, no such file; building may raise it for a failed download.
-        CannotRunHere: timm is not installed.
+        NotInstalled: timm is not installed.
     """
     try:
         import timm
     except ImportError as error:
-        raise CannotRunHere(
+        raise NotInstalled(
             f"timm:{name} needs timm, which is not installed.", "pip install 'faq-deploy[timm]'"
         ) from error
     if not timm.is_model(name):

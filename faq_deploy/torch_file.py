@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engines.errors import InputError
+from engines.errors import InputError, NewerFormat
 
 __all__ = ["read_torch_file", "write_torch_file"]
 
@@ -56,7 +56,7 @@ def read_torch_file(path: Path, newest: int, remedy: str) -> dict[str, object]:
     if not isinstance(record, dict) or not isinstance(found, int):
         raise damaged
     if found > newest:
-        raise InputError(
+        raise NewerFormat(
             f"{path} was made by a newer faq-deploy (format {found}, this one reads up to {newest}).",
             "upgrade faq-deploy, or make it again with this version.",
         )

@@ -9,12 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from torch import nn
 
 import engines
-import faq_deploy
 from examples.digits import float_net, loaders, top1
 
 pytest.importorskip("sklearn", reason="scikit-learn holds the digits")
@@ -50,27 +46,6 @@ def test_manual_shows_the_plain_loop_as_it_is() -> None:
     loop, load = python_blocks("docs/api.md")
     assert loop == (ROOT / "examples" / "plain_loop.py").read_text()
     assert "engines.load(" in load
-
-
-def test_blocks_of_readme_and_manual_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    loader, _ = loaders()
-    first, labels = next(iter(loader))
-
-    def train(model: nn.Module) -> None:
-        optimizer = torch.optim.SGD(model.train().parameters(), lr=0.002)
-        F.cross_entropy(model(first), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    (block,) = python_blocks("README.md")
-    names: dict[str, object] = {"net": float_net(), "images": first, "loader": loader, "train": train}
-    exec(block, names)
-    model = names["model"]
-    assert isinstance(model, faq_deploy.PreparedModel)
-    _, load = python_blocks("docs/api.md")
-    names = {"images": first.numpy()}
-    exec(load, names)
-    assert np.array_equal(np.asarray(names["logits"]), model.eval()(first).detach().numpy())
 
 
 def test_every_example_is_tested() -> None:

@@ -120,5 +120,5 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_one() -> None:
     result = call("show", "table2-step")
     assert (result.exit_code, result.stderr) == (
         2,
-        "Error: There is no recipe 'table2-step'.\nNote: did you mean table2-steps?\n",
+        "Error: There is no recipe 'table2-step'. [recipe]\nNote: did you mean table2-steps?\n",
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from click.testing import Result
 
+from engines.error_ids import ERROR_IDS
+
 __all__ = ["contents", "refusal"]
 
 
@@ -14,7 +16,9 @@ def refusal(result: Result, code: int = 2) -> str:
     assert result.exit_code == code, result.output
     error, note = result.stderr.strip().splitlines()[-2:]
     assert error.startswith("Error: ")
+    error, _, name = error.removesuffix("]").rpartition(" [")
     assert error.endswith(".")
+    assert name in ERROR_IDS
     assert note.startswith("Note: ")
     assert sum(line.startswith("Error: ") for line in result.stderr.splitlines()) == 1
     return f"{error}\n{note}"

@@ -174,7 +174,7 @@ def test_ctrl_c_in_calibration_leaves_no_run(call: Call, slow: tuple[Path, Path]
     said = stop_when(program, says(program, "calibrating on"), signal.SIGINT)
     assert program.returncode == 130, said
     assert said.splitlines()[-2:] == [
-        "Error: Stopped.",
+        "Error: Stopped. [interrupted]",
         "Note: nothing half-written was left behind; run the command again.",
     ]
     assert not run.exists()

@@ -215,7 +215,7 @@ def test_wrong_usage_is_two_lines_as_all_else(call: Call, arguments: tuple[str, 
     result = call(*arguments)
     assert result.exit_code == 2
     error, note = result.stderr.splitlines()
-    assert error.startswith("Error: ") and what in error
+    assert error.startswith("Error: ") and what in error and error.endswith(" [usage]")
     assert note == f"Note: see `{command} --help`."
 
 

@@ -143,7 +143,7 @@ def test_verbs_that_need_torch_say_how_to_get_it(image: Image, command: tuple[st
     done = image.run(*command)
     assert done.returncode == 3
     error, note = done.stderr.splitlines()[-2:]
-    assert re.fullmatch(r"Error: `faq-deploy (\w+)` needs torch, which is not installed\.", error)
+    assert re.fullmatch(r"Error: `faq-deploy (\w+)` needs torch, which is not installed\. \[not-installed\]", error)
     assert note.startswith("Note: pip install 'faq-deploy[torch]'")
     assert "Traceback" not in done.stderr
     if command[0] != "demo":  # whose first step is the one that needs torch
