@@ -14,7 +14,7 @@ from faq_deploy.cli_errors import ErrorGroup
 from faq_deploy.cli_eval import eval_options
 from faq_deploy.cli_inspect import inspect_options
 from faq_deploy.cli_lint import lint
-from faq_deploy.cli_options import float_options, json_option, training_options
+from faq_deploy.cli_options import float_options, init_options, json_option, training_options
 from faq_deploy.cli_recipes import recipes
 from faq_deploy.cli_snap import snap
 
@@ -45,6 +45,26 @@ def main() -> None:
     from engines.notices import show_warnings
 
     show_warnings()
+
+
+@main.command()
+@click.argument("model")
+@init_options
+def init(model: str, as_json: bool, **options: object) -> None:
+    """Look at MODEL and at images, write a commented recipe to start from, and say what to type next.
+
+    MODEL is as for `quantize`. Where it has no weights, the first command to type is `train`.
+
+    \b
+    Examples:
+      faq-deploy init torchvision:resnet18 --weights r18.pth --data DIR
+      faq-deploy init my_net.py:build --data photos -o mine.toml
+      faq-deploy init builtin:digits-resnet --data digits --bits 4
+    """
+    from faq_deploy import show_starter
+    from faq_deploy.starter import init_verb
+
+    show_starter.started(init_verb(show_starter.init_options(model, options)), as_json=as_json)
 
 
 @main.command()

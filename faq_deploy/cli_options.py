@@ -16,6 +16,7 @@ __all__ = [
     "color_option",
     "cpu_option",
     "float_options",
+    "init_options",
     "json_option",
     "layer_options",
     "mean_option",
@@ -133,7 +134,7 @@ _training = options(
     assignments_option,
 )
 
-_run = options(
+_preprocessing = options(
     click.option("--resize", type=click.IntRange(0), help="Shorter side in pixels; 0 leaves the size as it is."),
     click.option("--crop", type=click.IntRange(0), help="Center crop in pixels; 0 takes the whole image."),
     mean_option,
@@ -147,6 +148,10 @@ _run = options(
     click.option("--interpolation", type=click.Choice(["bilinear", "bicubic", "nearest"]), help="Of the resize."),
     color_option,
     click.option("--orientation", type=click.Choice(["stored", "upright"]), help="Ignore or obey EXIF orientation."),
+)
+
+_run = options(
+    _preprocessing,
     click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="The run folder."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted run in that folder."),
     click.option(
@@ -220,6 +225,28 @@ training_options = options(
     ),
     _run,
     in_processes,
+)
+
+init_options = options(
+    _model_and_data,
+    click.option("--bits", type=click.Choice(["8", "4"]), default="8", show_default=True, help="Precision."),
+    click.option(
+        "--target",
+        type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
+        help="Whose grids to train on.",
+        show_default="tensorrt where there is an NVIDIA GPU or TensorRT, else onnxruntime",
+    ),
+    _preprocessing,
+    click.option(
+        "--output",
+        "-o",
+        type=click.Path(path_type=Path),
+        default=Path("recipe.toml"),
+        show_default=True,
+        help="The recipe to write.",
+    ),
+    click.option("--force", is_flag=True, help="Replace a recipe that is there."),
+    json_option,
 )
 
 float_options = options(

@@ -35,6 +35,7 @@ class LoadedModel:
         source: one line for the log and the manifest.
         weights_sha256: hexadecimal, of the file the weights came from; None for random ones or a factory's own.
         takes_num_classes: whether it can be made for another number of classes.
+        untrained: its weights are random, as far as we know: nobody gave any.
     """
 
     module: nn.Module
@@ -45,6 +46,7 @@ class LoadedModel:
     source: str
     weights_sha256: str | None
     takes_num_classes: bool = True
+    untrained: bool = False
 
 
 def load_model(
@@ -98,6 +100,7 @@ def load_model(
         source=f"{spec}, {_weights_in_words(architecture, seed)}",
         weights_sha256=architecture.weights.sha256 if architecture.weights else None,
         takes_num_classes=architecture.takes_num_classes,
+        untrained=architecture.weights is None and not architecture.has_weights,
     )
 
 
