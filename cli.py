@@ -9,6 +9,7 @@ import rich_click as click
 
 from faq_deploy.cli_analyze import analyze
 from faq_deploy.cli_compare import compare
+from faq_deploy.cli_completion import completion
 from faq_deploy.cli_edge import build_options, bundle_options, verify_options
 from faq_deploy.cli_errors import ErrorGroup
 from faq_deploy.cli_eval import eval_options
@@ -17,6 +18,7 @@ from faq_deploy.cli_lint import lint
 from faq_deploy.cli_options import float_options, init_options, json_option, training_options
 from faq_deploy.cli_recipes import recipes
 from faq_deploy.cli_snap import snap
+from faq_deploy.completion import runs, runs_or_models
 
 __all__ = ["main"]
 
@@ -137,7 +139,7 @@ def train(model: str | None, as_json: bool, **options: object) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=runs)
 @click.option(
     "--check-images", type=click.IntRange(1), default=16, show_default=True, help="Images whose codes are compared."
 )
@@ -158,7 +160,7 @@ def export(run: Path, check_images: int, pack_int4: bool, as_json: bool) -> None
 
 
 @main.command()
-@click.argument("source", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path))
+@click.argument("source", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path), shell_complete=runs_or_models)
 @build_options
 def build(source: Path, output: Path | None, force: bool, as_json: bool, **options: object) -> None:
     """Build INT8 engines from RUN/model.onnx; needs no torch.
@@ -177,7 +179,7 @@ def build(source: Path, output: Path | None, force: bool, as_json: bool, **optio
 
 
 @main.command(name="eval")
-@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.argument("run", type=click.Path(path_type=Path), required=False, shell_complete=runs)
 @eval_options
 def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: object) -> None:
     """Run the same images through PyTorch, the integer reference, onnxruntime and every engine; judge the result.
@@ -211,7 +213,7 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=runs)
 @bundle_options
 def bundle(run: Path, output: Path, triton: bool, engine: str | None, force: bool, as_json: bool) -> None:
     """Pack RUN for a machine without torch: ONNX, samples with expected codes, and the wheel that runs them.
@@ -260,6 +262,7 @@ def doctor(as_json: bool) -> None:
 
 main.add_command(analyze)
 main.add_command(compare)
+main.add_command(completion)
 main.add_command(lint)
 main.add_command(recipes)
 main.add_command(snap)

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import rich_click as click
 
+from faq_deploy.completion import data_places, devices, files, recipes
 from faq_deploy.launcher import in_processes
 
 __all__ = [
@@ -101,13 +102,19 @@ on_bad_image_option = click.option(
 )
 
 _model_and_data = options(
-    click.option("--weights", metavar="FILE|NAME", help="Checkpoint file, a torchvision weights name, or `random`."),
+    click.option(
+        "--weights",
+        metavar="FILE|NAME",
+        shell_complete=files,
+        help="Checkpoint file, a torchvision weights name, or `random`.",
+    ),
     click.option(
         "--num-classes", type=click.IntRange(1), help="Classes of the head; follows the checkpoint if absent."
     ),
     click.option("--ema", is_flag=True, help="Take the EMA weights of a checkpoint that has both."),
     click.option(
         "--data",
+        shell_complete=data_places,
         metavar="DIR|SHARDS|digits|cifar10:DIR",
         help="Folder with train/ and val/, or one folder a class; or train-{000..127}.tar,val-{00..05}.tar.",
     ),
@@ -157,7 +164,14 @@ _run = options(
     click.option(
         "--force", is_flag=True, help="Replace a run that is there; with --resume, go on with a changed training."
     ),
-    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to train."),
+    click.option(
+        "--device",
+        shell_complete=devices,
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda",
+        help="Where to train.",
+    ),
     click.option(
         "--devices",
         default="1",
@@ -198,7 +212,12 @@ layer_options = options(
 
 training_options = options(
     _model_and_data,
-    click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`; by default the one of --bits."),
+    click.option(
+        "--recipe",
+        metavar="NAME|FILE",
+        shell_complete=recipes,
+        help="See `faq-deploy recipes`; by default the one of --bits.",
+    ),
     bits_option,
     click.option(
         "--target",
@@ -251,7 +270,9 @@ init_options = options(
 
 float_options = options(
     _model_and_data,
-    click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`.", show_default="float"),
+    click.option(
+        "--recipe", metavar="NAME|FILE", shell_complete=recipes, help="See `faq-deploy recipes`.", show_default="float"
+    ),
     _training,
     _run,
     in_processes,
