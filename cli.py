@@ -249,7 +249,7 @@ def verify(bundle: Path, output: Path | None, as_json: bool, **options: object) 
 @main.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this machine can do, and what to install for the rest.
+    """Say what this machine can do, what to install for the rest, and which command comes next.
 
     \b
     Example:

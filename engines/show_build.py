@@ -21,6 +21,7 @@ from engines.engine_manifest import EngineManifest
 from engines.engine_plan import sentences
 from engines.errors import InputError
 from engines.host import RuntimeName, tool_version
+from engines.next_command import next_command
 from engines.profile import parse_profile
 from engines.run_folder import RunFolder
 
@@ -103,7 +104,11 @@ def doctor(*, as_json: bool) -> None:
     marks = {"ok": "ok", "missing": "--", "limited": "!!"}
     for check in checks:
         table.add_row(*[Text(cell) for cell in (marks[check.status], check.name, check.detail, check.remedy or "")])
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    found = next_command(checks, Path.cwd())
+    console.print(f"\nNext: {found.command}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"  ({found.why})", soft_wrap=True, markup=False, highlight=False)
 
 
 def _progress(event: BuildEvent) -> None:
