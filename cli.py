@@ -34,6 +34,11 @@ def main() -> None:
     same integers.
 
     \b
+    To begin with:
+      faq-deploy doctor
+      faq-deploy init MODEL --weights FILE --data DIR
+
+    \b
     A run, from a pretrained network to a verdict:
       faq-deploy quantize torchvision:resnet18 --weights r18.pth \\
           --data DIR -o runs/r18

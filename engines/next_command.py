@@ -28,7 +28,7 @@ def next_command(checks: Sequence[Check], folder: Path) -> NextCommand:
 
     Args:
         checks: of `diagnose`.
-        folder: where runs and bundles are looked for, two levels deep.
+        folder: where runs and bundles are looked for, three levels deep.
 
     Returns:
         A step of the newest run; else what is missing first; else the demo.
@@ -51,7 +51,7 @@ def next_command(checks: Sequence[Check], folder: Path) -> NextCommand:
 
 def _newest_run(folder: Path) -> tuple[Path, frozenset[str]] | None:
     """The run that was written last, by its name from `folder`, and the steps that it has behind it."""
-    manifests = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/manifest.json")]
+    manifests = [file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}/manifest.json")]
     for file in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             steps = RunFolder(file.parent).manifest().steps

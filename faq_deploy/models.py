@@ -21,6 +21,9 @@ from faq_deploy.weights import head_classes, load_into, read_checkpoint, require
 
 __all__ = ["LoadedModel", "load_model"]
 
+# where weights can be had by name
+_PUBLISHED: Final = {"torchvision": " or DEFAULT (published ones, downloaded)", "timm": " or pretrained (downloaded)"}
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -84,7 +87,9 @@ def load_model(
     architecture = _KINDS[kind](name, weights) if kind in _KINDS else _user(spec, weights)
     if weights is None and not (architecture.has_weights or allow_random):
         raise InputError(
-            f"{spec} has no weights.", f"pass --weights FILE, or --weights {RANDOM} for seeded random ones."
+            f"{spec} has no weights.",
+            f"pass --weights FILE{_PUBLISHED.get(kind, '')}, or --weights {RANDOM} for seeded random ones; "
+            "`faq-deploy train` makes some.",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

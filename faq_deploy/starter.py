@@ -123,7 +123,7 @@ def findings(starter: Starter) -> tuple[str, ...]:
     counts = f"{images.fewest:,}" if images.fewest == images.most else f"{images.fewest:,} to {images.most:,}"
     whole = "all of them on codes" if model.int8_layers == model.layers else f"{model.int8_layers} of them on codes"
     steps = "; ".join(f"{count} {kind}" for kind, count in model.float_steps.items())
-    steps = f"; between codes: {steps}" if steps else ""
+    steps = f"; between INT8 kernels: {steps}" if steps else ""
     seen = f"{images.looked_at} looked at: {sizes}, {colours}"
     lines = [
         f"Model: {model.source}; {model.classes} outputs; {model.layers} layers, {whole}{steps}",

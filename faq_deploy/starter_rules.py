@@ -10,12 +10,14 @@ from faq_deploy.recipe import TrainingSection, load_recipe
 
 __all__ = ["Choice", "ImageFacts", "Machine", "ModelFacts", "Tried", "cautions", "choose", "float_recipe"]
 
-# up to so many training images, the recipes that were made for about as many: quantized and float ones
-_BY_IMAGES: Final[tuple[tuple[float, str, str, str], ...]] = (
-    (5_000, "digits-{}bit", "digits-float", "scikit-learn's 1,348 digits"),
-    (200_000, "cifar-resnet18-{}bit", "cifar-quick", "CIFAR-10's 50,000 images"),
-    (math.inf, "faq-{}bit", "float", "ImageNet's 1.28 million images"),
+# up to so many training images, the recipe that was made for about as many
+_BY_IMAGES: Final[tuple[tuple[float, str, str], ...]] = (
+    (5_000, "digits-{}bit", "scikit-learn's 1,348 digits"),
+    (200_000, "cifar-resnet18-{}bit", "CIFAR-10's 50,000 images"),
+    (math.inf, "faq-{}bit", "ImageNet's 1.28 million images"),
 )
+# float training by what its images are like
+_FLOAT: Final = {"shift": "digits-float", "cifar": "cifar-quick"}
 _LARGE: Final = 128 * 128  # pixels; 256 such images and larger ones are much for a laptop's memory
 _SMALLER_BATCH: Final = 64
 _STEPS: Final = 16  # of an epoch, at least
@@ -204,12 +206,12 @@ def _slow(epochs: object, tried: Tried, images: ImageFacts) -> list[str]:
 
 
 def float_recipe(images: ImageFacts) -> str:
-    """The name of the recipe for `train` that was made for about as many images."""
-    return next(name for most, _, name, _ in _BY_IMAGES if images.train <= most)
+    """The name of the recipe by which `train` makes weights from such images."""
+    return _FLOAT.get(images.augment, "float")
 
 
 def _nearest(count: int, bits: int) -> tuple[str, str, TrainingSection]:
-    name, made_for = next((name.format(bits), made_for) for most, name, _, made_for in _BY_IMAGES if count <= most)
+    name, made_for = next((name.format(bits), made_for) for most, name, made_for in _BY_IMAGES if count <= most)
     return name, made_for, load_recipe(name).training
 
 
@@ -238,7 +240,7 @@ def _why_bits(bits: int) -> str:
 
 def _why_calibration(images: ImageFacts, batch: int, *, large: bool) -> str:
     if batch == images.train // 5:
-        return f"with 5 batches, all {images.train:,} training images"
+        return f"{5 * batch:,} of the {images.train:,} training images in 5 batches"
     return "images of this size take memory; 256 is the usual number" if large else "the usual number"
 
 

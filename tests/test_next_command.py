@@ -83,6 +83,15 @@ def test_newest_run_counts_and_other_manifests_do_not(tmp_path: Path) -> None:
     assert command(tmp_path, *TORCH) == "faq-deploy export new"
 
 
+def test_runs_of_the_demo_are_found_and_engines_are_no_runs(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "runs" / "demo" / "tensorrt-8bit")
+    for folder in (run.path, tmp_path / "other" / "engines" / "onnxruntime"):
+        folder.mkdir(parents=True)
+    run.record("quantize", version="0")
+    (tmp_path / "other" / "engines" / "onnxruntime" / "manifest.json").write_text('{"name": "onnxruntime"}')
+    assert command(tmp_path, *TORCH) == "faq-deploy export runs/demo/tensorrt-8bit"
+
+
 def test_doctor_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from faq_deploy.recipe import load_recipe
 from faq_deploy.starter_rules import Choice, ImageFacts, Machine, ModelFacts, Tried, cautions, choose, float_recipe
 
 GPU, NONE = Machine("NVIDIA A10", ""), Machine("", "")
@@ -32,25 +33,32 @@ def values(choices: tuple[Choice, ...]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("train", "bits", "epochs", "batch", "lr", "schedule", "by"),
+    ("train", "bits", "epochs", "batch", "lr", "schedule"),
     [
-        (1348, 8, 3, 64, 3e-4, "constant", "digits-float"),
-        (1348, 4, 12, 64, 0.01, "exponential", "digits-float"),
-        (50_000, 8, 10, 256, 1e-4, "constant", "cifar-quick"),
-        (50_000, 4, 110, 256, 0.02, "step", "cifar-quick"),
-        (1_281_167, 8, 1, 256, 1e-4, "constant", "float"),
-        (1_281_167, 4, 110, 256, 0.0015, "exponential", "float"),
+        (1348, 8, 3, 64, 3e-4, "constant"),
+        (1348, 4, 12, 64, 0.01, "exponential"),
+        (50_000, 8, 10, 256, 1e-4, "constant"),
+        (50_000, 4, 110, 256, 0.02, "step"),
+        (1_281_167, 8, 1, 256, 1e-4, "constant"),
+        (1_281_167, 4, 110, 256, 0.0015, "exponential"),
     ],
 )
 def test_training_is_that_of_the_recipe_for_about_as_many_images(
-    train: int, bits: int, epochs: int, batch: int, lr: float, schedule: str, by: str
+    train: int, bits: int, epochs: int, batch: int, lr: float, schedule: str
 ) -> None:
     images = dataclasses.replace(DIGITS, train=train)
     found = values(choose((224, 224), images, GPU, bits, None))
     assert (found["epochs"], found["batch_size"], found["lr"], found["schedule"]) == (epochs, batch, lr, schedule)
     assert found.get("milestones", [30, 60, 90]) == [30, 60, 90]
     assert ("gamma" in found) == (schedule != "constant")
-    assert float_recipe(images) == by
+
+
+@pytest.mark.parametrize(
+    ("augment", "recipe"), [("shift", "digits-float"), ("cifar", "cifar-quick"), ("imagenet", "float")]
+)
+def test_float_training_is_of_the_recipe_for_such_images(augment: str, recipe: str) -> None:
+    assert float_recipe(dataclasses.replace(DIGITS, augment=augment)) == recipe
+    assert load_recipe(recipe).training.augment in {augment, "auto"}
 
 
 @pytest.mark.parametrize(
