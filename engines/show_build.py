@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,8 @@ def build(
         print(json.dumps({"exit_code": code, "engines": [_as_dict(r) for r in results]}, indent=2))
     else:
         _print(results, folder)
+        if source.is_dir() and any(result.manifest for result in results):
+            print(f"Next: faq-deploy eval {shlex.quote(str(source))}")
     return code
 
 

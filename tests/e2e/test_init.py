@@ -56,8 +56,10 @@ def test_recipe_is_taken_as_it_is_and_the_printed_commands_reach_a_verdict(
     assert quantize[1:5] == ["quantize", f"{nets}:nearest", "--data", str(photos)]
     assert call(*quantize[1:], "--epochs", 1).exit_code == 0
     assert [words[1] for words in others] == ["export", "build", "eval"]
-    for words in others:
-        assert call(*words[1:]).exit_code == 0, words
+    for words, following in zip(others, ("build", "eval", None), strict=True):
+        result = call(*words[1:])
+        assert result.exit_code == 0, words
+        assert following is None or f"Next: faq-deploy {following} runs/nearest\n" in result.stdout
     assert "preprocessing: no resize, center crop" in call("eval", "runs/nearest").stdout
 
 
