@@ -44,15 +44,19 @@ def is_plain(program: ExportedProgram) -> bool:
     Args:
         program: of torch.export, before decompositions.
     """
+    owner: dict[fx.Node, fx.Node] = {}  # of the memory that an in-place op's result shares
     viewed: set[fx.Node] = set()
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
         if node.target == _VIEW:
-            viewed |= {node, *node.all_input_nodes}
+            viewed |= {node, *(owner.get(read, read) for read in node.all_input_nodes)}
         elif node.target in _FUNCTIONAL:
             changed = node.args[0]
-            if not isinstance(changed, fx.Node) or changed.op != "call_function" or changed in viewed:
+            if not isinstance(changed, fx.Node) or changed.op != "call_function":
+                return False
+            owner[node] = owner.get(changed, changed)
+            if owner[node] in viewed:
                 return False
         elif node.target not in _NEW:
             return False

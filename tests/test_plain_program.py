@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torchvision import models as zoo
 
-from faq_deploy import tracing
+from faq_deploy import plain_program, tracing
 from faq_deploy.capture import Captured, capture
 from faq_deploy.plain_program import is_plain
 
@@ -71,10 +71,18 @@ PLAIN: dict[str, Body] = {
     "add with alpha": lambda m, x: (y := m.conv(x)).add_(m.norm(y), alpha=2),
     "dropout": lambda m, x: F.relu_(F.dropout(m.conv(x), 0.3)),
 }
-NOT_PLAIN: dict[str, Body] = {
+# of known ops, and still not plain
+SHARED: dict[str, Body] = {
     "the input is changed": lambda m, x: m.conv(F.relu_(x)),
-    "a view is changed": lambda m, x: F.relu_(torch.flatten(y := m.conv(x), 2)).sum() * 0 + y,
-    "what has a view is changed": lambda m, x: torch.flatten(y := m.conv(x), 2).mean(2)[..., None, None] + F.relu_(y),
+    "a view is changed": lambda m, x: F.relu_(torch.flatten(m.conv(x), 2)),
+    "what has a view is changed": lambda m, x: torch.cat(
+        [torch.flatten(y := m.conv(x), 2), torch.flatten(F.relu_(y), 2)], 2
+    ),
+    "what a change gave has a view, and is changed": lambda m, x: torch.cat(
+        [torch.flatten(F.relu_(y := m.conv(x)), 2), torch.flatten(y.add_(1), 2)], 2
+    ),
+}
+UNKNOWN: dict[str, Body] = {
     "a part is changed": lambda m, x: F.relu_((y := m.conv(x))[:, :2]).sum() * 0 + y,
     "another in-place op": lambda m, x: m.conv(x).mul_(2),
 }
@@ -87,10 +95,13 @@ def test_plain_net_gives_the_graph_of_torchs_second_trace(name: str, monkeypatch
     assert_equal(own, slow)
 
 
-@pytest.mark.parametrize("name", NOT_PLAIN)
+@pytest.mark.parametrize("name", [*SHARED, *UNKNOWN])
 def test_what_may_share_memory_is_left_to_torch(name: str) -> None:
     with torch.no_grad():
-        program = torch.export.export(net(NOT_PLAIN[name]), (torch.zeros(2, 3, 8, 8),), strict=False)
+        program = torch.export.export(net((SHARED | UNKNOWN)[name]), (torch.zeros(2, 3, 8, 8),), strict=False)
+    known = {*plain_program._FUNCTIONAL, *plain_program._NEW, plain_program._VIEW}
+    found = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    assert (found <= known) == (name in SHARED)
     assert not is_plain(program)
 
 
