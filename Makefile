@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs bench check-speed fuzz matrix clean
+.PHONY: help demo test lint docs bench check-speed fuzz matrix dist sbom clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -41,6 +41,16 @@ fuzz: $(VENV)/dev.stamp ## damaged inputs of every kind, 100,000 of them (COUNT=
 
 matrix: $(VENV)/dev.stamp ## lowest, pinned and newest versions, and partial installs, each in an environment of its own
 	$(BIN)/python -m tests.matrix $(MATRIX_ARGS)
+
+dist: $(VENV)/dev.stamp ## wheel and sdist of the last commit in dist/, the same bytes on every machine
+	$(BIN)/python ci/dist.py
+
+# The base install in an environment of its own, so that no tool of ours is listed
+sbom: dist ## dist/sbom.cdx.json (CycloneDX): what the base install consists of
+	rm -rf build/sbom
+	$(BIN)/python -m venv --without-pip build/sbom
+	$(BIN)/python -m pip --python build/sbom/bin/python install -qq --disable-pip-version-check -c constraints.txt dist/*.whl
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o dist/sbom.cdx.json build/sbom/bin/python
 
 clean: ## remove .venv, caches, builds and the demo's run; other runs stay
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo

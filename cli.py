@@ -9,14 +9,16 @@ import rich_click as click
 
 from faq_deploy.cli_analyze import analyze
 from faq_deploy.cli_compare import compare
+from faq_deploy.cli_completion import completion
 from faq_deploy.cli_edge import build_options, bundle_options, verify_options
 from faq_deploy.cli_errors import ErrorGroup
 from faq_deploy.cli_eval import eval_options
 from faq_deploy.cli_inspect import inspect_options
 from faq_deploy.cli_lint import lint
-from faq_deploy.cli_options import float_options, json_option, training_options
+from faq_deploy.cli_options import float_options, init_options, json_option, training_options
 from faq_deploy.cli_recipes import recipes
 from faq_deploy.cli_snap import snap
+from faq_deploy.completion import runs, runs_or_models
 
 __all__ = ["main"]
 
@@ -32,6 +34,11 @@ def main() -> None:
     same integers.
 
     \b
+    To begin with:
+      faq-deploy doctor
+      faq-deploy init MODEL --weights FILE --data DIR
+
+    \b
     A run, from a pretrained network to a verdict:
       faq-deploy quantize torchvision:resnet18 --weights r18.pth \\
           --data DIR -o runs/r18
@@ -45,6 +52,26 @@ def main() -> None:
     from engines.notices import show_warnings
 
     show_warnings()
+
+
+@main.command()
+@click.argument("model")
+@init_options
+def init(model: str, as_json: bool, **options: object) -> None:
+    """Look at MODEL and at images, write a commented recipe to start from, and say what to type next.
+
+    MODEL is as for `quantize`. Where it has no weights, the first command to type is `train`.
+
+    \b
+    Examples:
+      faq-deploy init torchvision:resnet18 --weights r18.pth --data DIR
+      faq-deploy init my_net.py:build --data photos -o mine.toml
+      faq-deploy init builtin:digits-resnet --data digits --bits 4
+    """
+    from faq_deploy import show_starter
+    from faq_deploy.starter import init_verb
+
+    show_starter.started(init_verb(show_starter.init_options(model, options)), as_json=as_json)
 
 
 @main.command()
@@ -117,7 +144,7 @@ def train(model: str | None, as_json: bool, **options: object) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=runs)
 @click.option(
     "--check-images", type=click.IntRange(1), default=16, show_default=True, help="Images whose codes are compared."
 )
@@ -138,7 +165,7 @@ def export(run: Path, check_images: int, pack_int4: bool, as_json: bool) -> None
 
 
 @main.command()
-@click.argument("source", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path))
+@click.argument("source", metavar="RUN|FILE.onnx", type=click.Path(path_type=Path), shell_complete=runs_or_models)
 @build_options
 def build(source: Path, output: Path | None, force: bool, as_json: bool, **options: object) -> None:
     """Build INT8 engines from RUN/model.onnx; needs no torch.
@@ -157,7 +184,7 @@ def build(source: Path, output: Path | None, force: bool, as_json: bool, **optio
 
 
 @main.command(name="eval")
-@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.argument("run", type=click.Path(path_type=Path), required=False, shell_complete=runs)
 @eval_options
 def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: object) -> None:
     """Run the same images through PyTorch, the integer reference, onnxruntime and every engine; judge the result.
@@ -191,7 +218,7 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=runs)
 @bundle_options
 def bundle(run: Path, output: Path, triton: bool, engine: str | None, force: bool, as_json: bool) -> None:
     """Pack RUN for a machine without torch: ONNX, samples with expected codes, and the wheel that runs them.
@@ -227,7 +254,7 @@ def verify(bundle: Path, output: Path | None, as_json: bool, **options: object) 
 @main.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this machine can do, and what to install for the rest.
+    """Say what this machine can do, what to install for the rest, and which command comes next.
 
     \b
     Example:
@@ -240,6 +267,7 @@ def doctor(as_json: bool) -> None:
 
 main.add_command(analyze)
 main.add_command(compare)
+main.add_command(completion)
 main.add_command(lint)
 main.add_command(recipes)
 main.add_command(snap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from engines.engine_manifest import EngineManifest
 from engines.engine_plan import sentences
 from engines.errors import InputError
 from engines.host import RuntimeName, tool_version
+from engines.next_command import next_command
 from engines.profile import parse_profile
 from engines.run_folder import RunFolder
 
@@ -71,6 +73,8 @@ def build(
         print(json.dumps({"exit_code": code, "engines": [_as_dict(r) for r in results]}, indent=2))
     else:
         _print(results, folder)
+        if source.is_dir() and any(result.manifest for result in results):
+            print(f"Next: faq-deploy eval {shlex.quote(str(source))}")
     return code
 
 
@@ -103,7 +107,11 @@ def doctor(*, as_json: bool) -> None:
     marks = {"ok": "ok", "missing": "--", "limited": "!!"}
     for check in checks:
         table.add_row(*[Text(cell) for cell in (marks[check.status], check.name, check.detail, check.remedy or "")])
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    found = next_command(checks, Path.cwd())
+    console.print(f"\nNext: {found.command}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"  ({found.why})", soft_wrap=True, markup=False, highlight=False)
 
 
 def _progress(event: BuildEvent) -> None:

@@ -20,6 +20,9 @@ from faq_deploy.correction import correct, correctable, corrects
 from faq_deploy.given import (
     Batch,
     images_of,
+    one_input,
+    require_batches,
+    require_float_model,
     require_image_batch,
     require_one_device,
     require_prepared,
@@ -63,11 +66,12 @@ def prepare(
         end is left out: it returns the logits.
 
     Raises:
-        InputError: NaN weights, batch norms that never saw a batch, a part that isn't supported, a model that is
-            prepared already, no such recipe.
+        InputError: NaN weights or none, batch norms that never saw a batch, a part that isn't supported, a model that
+            is prepared already, no such recipe.
     """
-    if any(isinstance(module, PreparedModel) for module in model.modules()):
-        raise InputError("the model is prepared already, or a part of it is.", "prepare the float model.")
+    require_float_model(model)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    require_one_device(model, device)
     require_statistics(model)
     name = type(model).__name__
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -75,8 +79,6 @@ def prepare(
         chosen = override(chosen, {"target": target})
     chosen = correctable(resolved(chosen, name))
     example = _example(example_inputs)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    require_one_device(model, device)
     source = model if device.type == "cpu" else copy.deepcopy(model).cpu()  # it is traced on the CPU
     net = rewrite(source, example, chosen)
     return PreparedModel(net, chosen, name, example).to(device).train(model.training)
@@ -112,6 +114,7 @@ def calibrate(
             "the model is calibrated already: new exponents would undo what it was trained for.",
             "train it, or pass force=True to calibrate again with the weights of now.",
         )
+    require_batches(batches)
     device = require_sound(model)
     section = model.recipe.calibration
     seen: list[Tensor] = []
@@ -165,7 +168,7 @@ def export(
         What was written, and what was proved about it.
 
     Raises:
-        InputError: not calibrated, NaN weights, a full disk.
+        InputError: not calibrated, NaN weights, no images, a full disk.
         FaqError: codes differ although every layer is proven exact: a bug in faq-deploy.
     """
     require_prepared(model)
@@ -176,7 +179,9 @@ def export(
         about["classes"] = list(classes)
     if preprocessing is not None:
         about["preprocessing"] = preprocessing.model_dump(mode="json")
-    compared = model.samples if images is None else require_image_batch(images, model.samples, None)
+    compared = model.samples if images is None else require_image_batch(images_of(images), model.samples, None)
+    if not len(compared):
+        raise InputError("there are no images to compare.", "give at least one, or leave images= out.")
     return write_onnx(
         model.frozen(),
         model.recipe,
@@ -204,6 +209,7 @@ def check(model: PreparedModel, path: str | Path, batches: Iterable[Batch]) -> C
     """
     require_prepared(model)
     model.require_calibrated("compare it with a file")
+    require_batches(batches)
     require_sound(model)
     given = (require_image_batch(images_of(batch), model.samples, None) for batch in batches)
     found = compare(model.frozen(), Path(path), (b.detach().cpu().contiguous().numpy() for b in given if len(b)))
@@ -212,14 +218,9 @@ def check(model: PreparedModel, path: str | Path, batches: Iterable[Batch]) -> C
     return CheckResult(tuple(found))
 
 
-def _example(example_inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+def _example(example_inputs: object) -> Tensor:
     """Two images on the CPU."""
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if len(inputs) != 1:
-        raise InputError(
-            f"example_inputs has {len(inputs)} tensors.", "give one batch of images: models take one input."
-        )
-    example = require_image_batch(inputs[0], None, None).detach().cpu()
+    example = require_image_batch(one_input(example_inputs), None, None).detach().cpu()
     if not len(example):
         raise InputError("example_inputs has no image.", "give a batch of at least one.")
     return example[:2] if len(example) > 1 else example.expand(2, *example.shape[1:]).contiguous()

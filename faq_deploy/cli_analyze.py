@@ -7,10 +7,11 @@ from pathlib import Path
 import rich_click as click
 
 from faq_deploy.cli_options import json_option, options
+from faq_deploy.completion import runs
 
 __all__ = ["analyze"]
 
-_run = click.argument("run", type=click.Path(path_type=Path))
+_run = click.argument("run", type=click.Path(path_type=Path), shell_complete=runs)
 _data = click.option("--data", metavar="DIR|digits|cifar10:DIR", help="The same data in another place.")
 
 _noise_options = options(

@@ -7,13 +7,14 @@ from pathlib import Path
 import rich_click as click
 
 from faq_deploy.cli_options import json_option
+from faq_deploy.completion import runs
 
 __all__ = ["compare"]
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=click.Path(path_type=Path), shell_complete=runs)
+@click.argument("second", type=click.Path(path_type=Path), shell_complete=runs)
 @json_option
 def compare(first: Path, second: Path, as_json: bool) -> None:
     """Show two evaluations side by side: accuracy, images lost and gained, exponents that changed, size, latency.

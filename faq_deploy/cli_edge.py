@@ -7,6 +7,7 @@ from pathlib import Path
 import rich_click as click
 
 from faq_deploy.cli_options import json_option, options
+from faq_deploy.completion import engines
 
 __all__ = ["build_options", "bundle_options", "verify_options"]
 
@@ -77,7 +78,12 @@ bundle_options = options(
         help="The bundle, such as r18.tgz; with --triton, a folder.",
     ),
     click.option("--triton", is_flag=True, help="Write a model repository for the Triton server instead."),
-    click.option("--engine", help="With --triton: serve this engine of the run.", show_default="the ONNX file"),
+    click.option(
+        "--engine",
+        shell_complete=engines,
+        help="With --triton: serve this engine of the run.",
+        show_default="the ONNX file",
+    ),
     click.option("--force", is_flag=True, help="Replace what is there."),
     json_option,
 )

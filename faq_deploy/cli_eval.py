@@ -7,6 +7,7 @@ from typing import Final
 
 import rich_click as click
 
+from faq_deploy import completion
 from faq_deploy.cli_options import on_bad_image_option, options
 
 __all__ = ["GATE_OPTIONS", "eval_options"]
@@ -97,10 +98,15 @@ baseline_options = options(
 
 eval_options = options(
     click.option("--bundle", type=_FILE, help="Judge a bundle instead of a run; needs no torch."),
-    click.option("--data", help="The same data in another place; with --bundle, a folder of images."),
+    click.option(
+        "--data",
+        shell_complete=completion.data_places,
+        help="The same data in another place; with --bundle, a folder of images.",
+    ),
     click.option(
         "--engine",
         "engines",
+        shell_complete=completion.engines,
         multiple=True,
         help="Judge only these engines; repeatable.",
         show_default="all that were built",

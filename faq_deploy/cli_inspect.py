@@ -15,11 +15,18 @@ from faq_deploy.cli_options import (
     options,
     std_option,
 )
+from faq_deploy.completion import files, recipes
 
 __all__ = ["inspect_options"]
 
 inspect_options = options(
-    click.option("--weights", metavar="FILE|NAME", help="Checkpoint file or weights name.", show_default="random"),
+    click.option(
+        "--weights",
+        metavar="FILE|NAME",
+        shell_complete=files,
+        help="Checkpoint file or weights name.",
+        show_default="random",
+    ),
     click.option("--num-classes", type=click.IntRange(1), help="Classes of the head."),
     click.option("--ema", is_flag=True, help="Take the EMA weights of a checkpoint that has both."),
     click.option(
@@ -28,7 +35,12 @@ inspect_options = options(
     color_option,
     mean_option,
     std_option,
-    click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`; by default the one of --bits."),
+    click.option(
+        "--recipe",
+        metavar="NAME|FILE",
+        shell_complete=recipes,
+        help="See `faq-deploy recipes`; by default the one of --bits.",
+    ),
     bits_option,
     click.option(
         "--target",

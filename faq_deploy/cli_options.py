@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import rich_click as click
 
+from faq_deploy.completion import data_places, devices, files, recipes
 from faq_deploy.launcher import in_processes
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "color_option",
     "cpu_option",
     "float_options",
+    "init_options",
     "json_option",
     "layer_options",
     "mean_option",
@@ -100,13 +102,19 @@ on_bad_image_option = click.option(
 )
 
 _model_and_data = options(
-    click.option("--weights", metavar="FILE|NAME", help="Checkpoint file, a torchvision weights name, or `random`."),
+    click.option(
+        "--weights",
+        metavar="FILE|NAME",
+        shell_complete=files,
+        help="Checkpoint file, a torchvision weights name, or `random`.",
+    ),
     click.option(
         "--num-classes", type=click.IntRange(1), help="Classes of the head; follows the checkpoint if absent."
     ),
     click.option("--ema", is_flag=True, help="Take the EMA weights of a checkpoint that has both."),
     click.option(
         "--data",
+        shell_complete=data_places,
         metavar="DIR|SHARDS|digits|cifar10:DIR",
         help="Folder with train/ and val/, or one folder a class; or train-{000..127}.tar,val-{00..05}.tar.",
     ),
@@ -133,7 +141,7 @@ _training = options(
     assignments_option,
 )
 
-_run = options(
+_preprocessing = options(
     click.option("--resize", type=click.IntRange(0), help="Shorter side in pixels; 0 leaves the size as it is."),
     click.option("--crop", type=click.IntRange(0), help="Center crop in pixels; 0 takes the whole image."),
     mean_option,
@@ -147,12 +155,23 @@ _run = options(
     click.option("--interpolation", type=click.Choice(["bilinear", "bicubic", "nearest"]), help="Of the resize."),
     color_option,
     click.option("--orientation", type=click.Choice(["stored", "upright"]), help="Ignore or obey EXIF orientation."),
+)
+
+_run = options(
+    _preprocessing,
     click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="The run folder."),
     click.option("--resume", is_flag=True, help="Go on with an interrupted run in that folder."),
     click.option(
         "--force", is_flag=True, help="Replace a run that is there; with --resume, go on with a changed training."
     ),
-    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to train."),
+    click.option(
+        "--device",
+        shell_complete=devices,
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda",
+        help="Where to train.",
+    ),
     click.option(
         "--devices",
         default="1",
@@ -193,7 +212,12 @@ layer_options = options(
 
 training_options = options(
     _model_and_data,
-    click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`; by default the one of --bits."),
+    click.option(
+        "--recipe",
+        metavar="NAME|FILE",
+        shell_complete=recipes,
+        help="See `faq-deploy recipes`; by default the one of --bits.",
+    ),
     bits_option,
     click.option(
         "--target",
@@ -222,9 +246,33 @@ training_options = options(
     in_processes,
 )
 
+init_options = options(
+    _model_and_data,
+    click.option("--bits", type=click.Choice(["8", "4"]), default="8", show_default=True, help="Precision."),
+    click.option(
+        "--target",
+        type=click.Choice(["tensorrt", "onnxruntime", "paper"]),
+        help="Whose grids to train on.",
+        show_default="tensorrt where there is an NVIDIA GPU or TensorRT, else onnxruntime",
+    ),
+    _preprocessing,
+    click.option(
+        "--output",
+        "-o",
+        type=click.Path(path_type=Path),
+        default=Path("recipe.toml"),
+        show_default=True,
+        help="The recipe to write.",
+    ),
+    click.option("--force", is_flag=True, help="Replace a recipe that is there."),
+    json_option,
+)
+
 float_options = options(
     _model_and_data,
-    click.option("--recipe", metavar="NAME|FILE", help="See `faq-deploy recipes`.", show_default="float"),
+    click.option(
+        "--recipe", metavar="NAME|FILE", shell_complete=recipes, help="See `faq-deploy recipes`.", show_default="float"
+    ),
     _training,
     _run,
     in_processes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import rich_click as click
 
+from faq_deploy import completion
 from faq_deploy.cli_options import json_option
 
 __all__ = ["recipes"]
@@ -31,7 +32,7 @@ def recipes(context: click.Context, as_json: bool) -> None:
 
 
 @recipes.command(name="show")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.recipes)
 @json_option
 def show_recipe(name: str, as_json: bool) -> None:
     """The TOML of recipe NAME, ready to save and change, behind the command that runs it.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import rich_click as click
 
 from faq_deploy.cli_options import color_option, json_option, mean_option, options, std_option
+from faq_deploy.completion import data_places
 
 if TYPE_CHECKING:
     from engines.snap import SnapTarget
@@ -32,7 +33,12 @@ _snap_options = options(
         metavar="PERCENT",
         help="Of an activation's range that may be cut off for a step of half the size.",
     ),
-    click.option("--data", metavar="DIR|digits|cifar10:DIR", help="Labelled images: says what it costs."),
+    click.option(
+        "--data",
+        shell_complete=data_places,
+        metavar="DIR|digits|cifar10:DIR",
+        help="Labelled images: says what it costs.",
+    ),
     click.option("--class-order", type=click.Choice(["lexical", "numeric"]), help="Order of class folders."),
     click.option("--resize", type=click.IntRange(0), help="Shorter side in pixels; 0 leaves the size as it is."),
     click.option("--crop", type=click.IntRange(0), help="Center crop in pixels.", show_default="the file's input"),

@@ -22,6 +22,7 @@ __all__ = [
     "VALIDATION_FOLDERS",
     "Augment",
     "Splits",
+    "brings_validation",
     "calibration_indices",
     "default_preprocessing",
     "hold_out",
@@ -68,6 +69,21 @@ def default_preprocessing(spec: str) -> Preprocessing | None:
     if spec.startswith(_CIFAR10):
         return Preprocessing(crop=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
     return None
+
+
+def brings_validation(spec: str) -> bool:
+    """Whether a data set has validation images of its own; True for what `open_data` refuses.
+
+    Args:
+        spec: as for `open_data`.
+    """
+    if default_preprocessing(spec) is not None:
+        return True
+    shards = shard_spec(spec)
+    if shards is not None:
+        return bool(shards.val)
+    root = Path(spec).expanduser()
+    return not root.is_dir() or _split_folders(root)[1] is not None
 
 
 def open_data(

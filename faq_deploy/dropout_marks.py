@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["marked_dropouts"]
+__all__ = ["MARKS", "marked_dropouts"]
 
 _DROPOUTS: Final = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 # torchvision's and timm's modules that drop whole residual branches
@@ -36,6 +36,9 @@ def _stochastic_depth(x: Tensor, p: float) -> Tensor:
 @_stochastic_depth.register_fake
 def _(x: Tensor, p: float) -> Tensor:
     return torch.empty_like(x)
+
+
+MARKS: Final = (torch.ops.faq_deploy.dropout.default, torch.ops.faq_deploy.stochastic_depth.default)
 
 
 def _mark(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -14,6 +14,9 @@ from faq_deploy.prepared_model import PreparedModel
 __all__ = [
     "Batch",
     "images_of",
+    "one_input",
+    "require_batches",
+    "require_float_model",
     "require_image_batch",
     "require_one_device",
     "require_prepared",
@@ -44,6 +47,81 @@ def images_of(batch: Batch) -> Tensor:
             "give tensors of shape (N, C, H, W), or (images, labels).",
         )
     return first
+
+
+def one_input(example_inputs: object) -> Tensor:
+    """The images of `example_inputs`.
+
+    Args:
+        example_inputs: a tensor, or a tuple or list of one.
+
+    Raises:
+        InputError: anything else.
+    """
+    inputs = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    others = [item for item in inputs if not isinstance(item, Tensor)]
+    if others:
+        raise InputError(
+            f"example_inputs holds {_kind(others[0])}.", "give a batch of images: a float32 tensor, shape (N, C, H, W)."
+        )
+    if len(inputs) != 1:
+        raise InputError(
+            f"example_inputs has {len(inputs)} tensors.", "give one batch of images: models take one input."
+        )
+    first: Tensor = inputs[0]
+    return first
+
+
+def require_batches(batches: object) -> None:
+    """Refuse what no batches come from.
+
+    Args:
+        batches: a `DataLoader`, a list, a generator.
+
+    Raises:
+        InputError: it can't be iterated over.
+    """
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise InputError(f"batches is {_kind(batches)}.", "give a DataLoader, or a list of batches of images.")
+
+
+def require_float_model(model: object) -> None:
+    """Refuse what can't be prepared.
+
+    Args:
+        model: what was given.
+
+    Raises:
+        InputError: no module, TorchScript, or prepared already.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is {_kind(model)}, not a torch.nn.Module.", "give a trained network.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "the model is a TorchScript module, which can't be rewritten.",
+            "give the nn.Module that it was scripted or traced from.",
+        )
+    if any(isinstance(module, PreparedModel) for module in model.modules()):
+        raise InputError("the model is prepared already, or a part of it is.", "prepare the float model.")
+
+
+def _refuse_meta(model: nn.Module) -> None:
+    name = next((n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta), None)
+    if name is not None:
+        raise InputError(
+            f"{name} is on the meta device: it has a shape and no values.",
+            "make the model on a real device and load its weights; what was moved to meta has lost them.",
+        )
+
+
+def _kind(thing: object) -> str:
+    """`a str`, `an int`, `None`."""
+    if thing is None:
+        return "None"
+    name = f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
+    if isinstance(thing, type):
+        return name
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def require_image_batch(images: Tensor, like: Tensor | None, device: torch.device | None) -> Tensor:
@@ -99,7 +177,7 @@ def require_prepared(model: object) -> None:
 
 
 def require_one_device(model: nn.Module, device: torch.device) -> None:
-    """Refuse a model that is spread over devices.
+    """Refuse a model that is spread over devices, or on none.
 
     Args:
         model: in float.
@@ -114,6 +192,7 @@ def require_one_device(model: nn.Module, device: torch.device) -> None:
                 f"the model lies on several devices: {name} on {tensor.device}, others on {device}.",
                 "move all of it with model.to(device) first.",
             )
+    _refuse_meta(model)
 
 
 def require_sound(model: PreparedModel) -> torch.device:
@@ -131,6 +210,7 @@ def require_sound(model: PreparedModel) -> torch.device:
     """
     model.claim()
     device = model.device
+    _refuse_meta(model)
     for name, tensor in (*model.net.named_parameters(), *model.net.named_buffers()):
         label = name.removeprefix("layers.")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:

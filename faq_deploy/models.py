@@ -21,6 +21,9 @@ from faq_deploy.weights import head_classes, load_into, read_checkpoint, require
 
 __all__ = ["LoadedModel", "load_model"]
 
+# where weights can be had by name
+_PUBLISHED: Final = {"torchvision": " or DEFAULT (published ones, downloaded)", "timm": " or pretrained (downloaded)"}
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -35,6 +38,7 @@ class LoadedModel:
         source: one line for the log and the manifest.
         weights_sha256: hexadecimal, of the file the weights came from; None for random ones or a factory's own.
         takes_num_classes: whether it can be made for another number of classes.
+        untrained: its weights are random, as far as we know: nobody gave any.
     """
 
     module: nn.Module
@@ -45,6 +49,7 @@ class LoadedModel:
     source: str
     weights_sha256: str | None
     takes_num_classes: bool = True
+    untrained: bool = False
 
 
 def load_model(
@@ -82,7 +87,9 @@ def load_model(
     architecture = _KINDS[kind](name, weights) if kind in _KINDS else _user(spec, weights)
     if weights is None and not (architecture.has_weights or allow_random):
         raise InputError(
-            f"{spec} has no weights.", f"pass --weights FILE, or --weights {RANDOM} for seeded random ones."
+            f"{spec} has no weights.",
+            f"pass --weights FILE{_PUBLISHED.get(kind, '')}, or --weights {RANDOM} for seeded random ones; "
+            "`faq-deploy train` makes some.",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -98,6 +105,7 @@ def load_model(
         source=f"{spec}, {_weights_in_words(architecture, seed)}",
         weights_sha256=architecture.weights.sha256 if architecture.weights else None,
         takes_num_classes=architecture.takes_num_classes,
+        untrained=architecture.weights is None and not architecture.has_weights,
     )
 
 

@@ -154,7 +154,7 @@ class PreparedModel(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         given = state_dict.get(f"{prefix}signature")
-        if given is None:
+        if not isinstance(given, Tensor) or given.is_meta:
             raise InputError(
                 "the state dict is not that of a prepared model.",
                 "load float weights into the float model, and prepare it then.",

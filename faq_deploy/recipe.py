@@ -84,6 +84,8 @@ def list_recipes() -> tuple[str, ...]:
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """A recipe by its name, or from a TOML file; an InputError if there is none, or as in `parse_recipe`."""
+    if not isinstance(name_or_path, (str, Path)):
+        raise InputError(f"A recipe can't be {name_or_path!r}.", "name one of `faq-deploy recipes`, or a .toml file.")
     names = list_recipes()
     path = _FOLDER / f"{name_or_path}.toml" if str(name_or_path) in names else Path(name_or_path)
     if path.suffix != ".toml" and not path.exists():

@@ -81,6 +81,7 @@ def trained(path: Path, result: FinetuneResult, *, as_json: bool) -> None:
         print(json.dumps({"weights": str(path), "top1": result.best_top1, "epoch": result.best_epoch}, indent=2))
         return
     _print(f"float top-1 {result.best_top1:.2f} % (epoch {result.best_epoch} of {result.epochs_done}): {path}")
+    _print(f"Next: faq-deploy quantize MODEL --weights {shlex.quote(str(path))} --data DIR -o RUN")
 
 
 def exported(result: ExportResult, *, as_json: bool) -> None:
@@ -110,6 +111,7 @@ def exported(result: ExportResult, *, as_json: bool) -> None:
     for sentence in result.notes:
         _print(sentence)
     _print(f"{result.path}: {result.bytes / 1e6:.3g} MB")
+    _print(f"Next: faq-deploy build {shlex.quote(str(result.path.parent))}")
 
 
 def evaluated(run: Path, report: Report, *, as_json: bool) -> None:

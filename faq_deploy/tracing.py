@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from engines.errors import InputError
 from faq_deploy.dropout_marks import marked_dropouts
+from faq_deploy.plain_program import is_plain, made_functional
 
 __all__ = ["BATCH", "Traced", "evaluating", "labelled", "module_path", "operation", "reason", "source_of", "trace"]
 
@@ -65,7 +66,8 @@ def trace(model: nn.Module, examples: Sequence[Tensor]) -> Traced:
         fakes = tuple(torch.empty(BATCH, *x.shape[1:], dtype=x.dtype) for x in examples)
     try:
         with marked_dropouts(model), torch.no_grad(), _quiet():
-            program = torch.export.export(model, fakes, strict=False).run_decompositions({})
+            program = torch.export.export(model, fakes, strict=False)
+            program = made_functional(program) if is_plain(program) else program.run_decompositions({})
     except InputError:
         raise
     except Exception as error:

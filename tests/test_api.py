@@ -146,6 +146,12 @@ def broken(net: nn.Module) -> nn.Module:
         (lambda: Small().eval(), images(0), "example_inputs has no image", "at least one"),
         (lambda: Small().eval(), images(2).double(), "images are torch.float64", "float32"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, device="meta")), images(2), "several", "to("),
+        (lambda: Small().to("meta"), images(2), "stem.weight is on the meta device", "load its weights"),
+        (lambda: torch.jit.script(nn.Conv2d(3, 4, 1)), images(2), "TorchScript module", "nn.Module that it was"),
+        (lambda: "resnet18", images(2), "the model is a str, not a torch.nn.Module", "trained network"),
+        (lambda: Small, images(2), "the model is the class Small", "trained network"),
+        (lambda: Small().eval(), None, "example_inputs holds None", "shape (N, C, H, W)"),
+        (lambda: Small().eval(), images(2).numpy(), "example_inputs holds a ndarray", "shape (N, C, H, W)"),
     ],
 )
 def test_prepare_refuses_what_can_not_be_prepared(
@@ -245,6 +251,38 @@ def test_each_call_names_the_one_before_it(name: str, tmp_path: Path) -> None:
             call(faq_deploy.prepare(Small().eval(), images(2)), *rest[name])
         assert "faq_deploy.calibrate(model, batches)" in caught.value.remedy
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", CALLS[1:])
+def test_model_that_lost_its_values_on_the_way_is_refused(name: str, tmp_path: Path) -> None:
+    model = ready().to("meta")
+    rest = {"calibrate": ([images()],), "export": (tmp_path / "a.onnx",), "check": (tmp_path / "a.onnx", [images()])}
+    again = {"force": True} if name == "calibrate" else {}
+    with pytest.raises(InputError, match="is on the meta device: it has a shape and no values") as caught:
+        getattr(faq_deploy, name)(model, *rest[name], **again)
+    assert "load its weights" in caught.value.remedy
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_compares_at_least_one_image(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no images to compare"):
+        faq_deploy.export(ready(), tmp_path / "a.onnx", images=images(0))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("batches", [None, 3])
+def test_what_is_no_loader_is_refused(batches: object, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"batches is (None|an int)\.") as caught:
+        faq_deploy.calibrate(ready(), batches, force=True)  # type: ignore[arg-type]
+    assert "DataLoader" in caught.value.remedy
+    with pytest.raises(InputError, match="batches is"):
+        faq_deploy.check(ready(), tmp_path / "a.onnx", batches)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recipe", [None, 8])
+def test_what_is_no_recipe_is_refused(recipe: object) -> None:
+    with pytest.raises(InputError, match=f"A recipe can't be {recipe}"):
+        faq_deploy.prepare(Small().eval(), images(2), recipe=recipe)  # type: ignore[arg-type]
 
 
 def test_refresh_before_calibration_is_refused() -> None:

@@ -90,7 +90,10 @@ def test_links_lead_somewhere() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("verb", ["quantize", "train", "export", "build", "eval", "doctor", "recipes", "demo"])
+VERBS = ("init", "quantize", "train", "export", "build", "eval", "doctor", "recipes", "completion", "demo")
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_has_an_example(call: Call, verb: str) -> None:
     result = call(verb, "--help")
     assert result.exit_code == 0

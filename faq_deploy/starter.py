@@ -1,0 +1,196 @@
+"""The verb `init`: look at a model and at images, and write a recipe to start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from engines.errors import InputError
+from engines.files import write_atomic
+from engines.host import driver
+from engines.image_batches import BadImages
+from engines.preprocess import Preprocessing
+from faq_deploy.data import Splits, brings_validation, default_preprocessing, open_data
+from faq_deploy.inspect import inspect_net
+from faq_deploy.model_fit import example_of, require_fit
+from faq_deploy.models import LoadedModel, load_model
+from faq_deploy.new_run import QuantizeOptions
+from faq_deploy.recipe import load_recipe, override, parse_recipe, resolved
+from faq_deploy.rewrite import rewrite
+from faq_deploy.run_data import (
+    DataOptions,
+    data_facts,
+    preprocessing_for,
+    preprocessing_in_words,
+    trained_preprocessing,
+)
+from faq_deploy.starter_file import next_commands, starter_toml
+from faq_deploy.starter_look import look_at, suited, tried
+from faq_deploy.starter_rules import Choice, ImageFacts, Machine, ModelFacts, Tried, cautions, choose, float_recipe
+
+__all__ = ["Starter", "findings", "init_verb"]
+
+_TRAIN_FRACTION: Final = 0.8  # where the images bring no validation part
+
+
+@dataclass(frozen=True)
+class Starter:
+    """A starter recipe.
+
+    Attributes:
+        path: of the TOML file.
+        model, images: what was found.
+        preprocessing: in words, with where it is from.
+        tried: how the float net does on some validation images; None without weights.
+        choices: what the recipe says, and why.
+        cautions: sentences.
+        commands: what to type next, in order, each as words.
+    """
+
+    path: Path
+    model: ModelFacts
+    images: ImageFacts
+    preprocessing: str
+    tried: Tried | None
+    choices: tuple[Choice, ...]
+    cautions: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
+
+
+def init_verb(options: QuantizeOptions) -> Starter:
+    """Look, choose, and write the recipe; see `faq-deploy init --help`.
+
+    Args:
+        options: of the command line; `output` is the recipe's file.
+
+    Raises:
+        InputError: bad input of any kind, one sentence; nothing is written then.
+        CannotRunHere: a package that the model or the data needs is not installed.
+    """
+    _require_free(options.output, force=options.force)
+    model = options.model
+    if not model:
+        raise InputError("No MODEL was named.", "name one, such as torchvision:resnet18 or my_net.py:build.")
+    loaded = load_model(
+        model, options.weights, num_classes=options.num_classes, allow_random=True, prefer_ema=options.prefer_ema
+    )
+    base, origin = _known_preprocessing(options, loaded)
+    data, splits = _opened(options.data, base)
+    images = look_at(splits)
+    if base is None:
+        data = suited(loaded.module, images, data)
+        data, splits = _opened(data, None)
+    classes = len(splits.train.classes)
+    if loaded.untrained and loaded.takes_num_classes and options.num_classes is None:
+        loaded = load_model(model, options.weights, num_classes=classes, allow_random=True)
+    example = example_of(splits.train, on_bad=data.on_bad, bad=BadImages())
+    require_fit(loaded.module, example, model, classes)
+    seen = None if loaded.untrained else tried(loaded.module, splits.val, data.on_bad)
+    machine = _machine()
+    target = options.overrides.get("target")
+    size = (example.shape[2], example.shape[3])
+    choices = choose(size, images, machine, options.bits or 8, None if target is None else str(target))
+    facts = _model_facts(model, loaded, choices, example, classes)
+    trained_by = float_recipe(images) if loaded.untrained and options.weights is None else None
+    starter = Starter(
+        path=options.output,
+        model=facts,
+        images=images,
+        preprocessing=f"{preprocessing_in_words(splits.train.preprocessing)} ({origin})",
+        tried=seen,
+        choices=choices,
+        cautions=cautions(facts, images, seen, choices, machine),
+        commands=next_commands(dataclasses.replace(options, data=data), loaded.name, trained_by),
+    )
+    text = starter_toml(choices, findings(starter), starter.commands)
+    parse_recipe(text, str(options.output))
+    write_atomic(options.output, text)
+    return starter
+
+
+def findings(starter: Starter) -> tuple[str, ...]:
+    """What was found, a line each."""
+    model, images = starter.model, starter.images
+    smallest, largest = ("x".join(map(str, size)) for size in (images.smallest, images.largest))
+    colours = "grey" if images.grey else "in colour"
+    sizes = f"{smallest} pixels" if images.one_size else f"{smallest} to {largest} pixels"
+    counts = f"{images.fewest:,}" if images.fewest == images.most else f"{images.fewest:,} to {images.most:,}"
+    whole = "all of them on codes" if model.int8_layers == model.layers else f"{model.int8_layers} of them on codes"
+    steps = "; ".join(f"{count} {kind}" for kind, count in model.float_steps.items())
+    steps = f"; between INT8 kernels: {steps}" if steps else ""
+    seen = f"{images.looked_at} looked at: {sizes}, {colours}"
+    lines = [
+        f"Model: {model.source}; {model.classes} outputs; {model.layers} layers, {whole}{steps}",
+        f"Data: {images.description}; {counts} training images a class; {seen}",
+        f"Preprocessing: {starter.preprocessing}",
+    ]
+    if starter.tried is not None:
+        lines.append(f"Float net: {starter.tried.right} of {starter.tried.images} validation images right")
+    return (*lines, *(f"Caution: {sentence}" for sentence in starter.cautions))
+
+
+def _require_free(path: Path, *, force: bool) -> None:
+    if path.suffix != ".toml":
+        raise InputError(f"{path} is not named as a TOML file.", f"pass -o {path.name or 'recipe'}.toml.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder.", "pass -o with the name of a file.")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already.", "pass --force to replace it, or another name with -o.")
+
+
+def _known_preprocessing(options: QuantizeOptions, loaded: LoadedModel) -> tuple[Preprocessing | None, str]:
+    """As `quantize` finds it, and where it is from."""
+    trained = trained_preprocessing(options.weights)
+    if trained is not None:
+        return trained, "as the weights were trained"
+    of_data = default_preprocessing(options.data.data or "")
+    if of_data is not None:
+        return of_data, "the data set's"
+    if loaded.preprocessing is not None:
+        return loaded.preprocessing, f"as {loaded.name}'s publisher trained it"
+    return None, "a size that the net takes; mean and std are ImageNet's: make them what it was trained with"
+
+
+def _opened(data: DataOptions, base: Preprocessing | None) -> tuple[DataOptions, Splits]:
+    """The images, and the options with a part to evaluate on where the data brings none."""
+    facts = data_facts(data, 0)
+    if data.train_fraction is None and not brings_validation(facts.data):
+        data = dataclasses.replace(data, train_fraction=_TRAIN_FRACTION)
+    splits = open_data(
+        facts.data,
+        preprocessing=preprocessing_for(data, base),
+        train_fraction=data.train_fraction,
+        class_order=facts.class_order,
+    )
+    return data, splits
+
+
+def _machine() -> Machine:
+    gpus = driver().gpus
+    packages = (("tensorrt", "TensorRT"), ("tensorrt_rtx", "TensorRT-RTX"))
+    found = [name for module, name in packages if importlib.util.find_spec(module) is not None]
+    return Machine(gpus[0].name if gpus else "", found[0] if found else "")
+
+
+def _model_facts(
+    model: str, loaded: LoadedModel, choices: tuple[Choice, ...], example: Tensor, classes: int
+) -> ModelFacts:
+    recipe = override(load_recipe("faq-8bit"), {choice.key: choice.value for choice in choices})
+    found = inspect_net(rewrite(loaded.module, example, resolved(recipe, model)), recipe, model)
+    channels, height, width = example.shape[1:]
+    return ModelFacts(
+        name=model,
+        source=loaded.source,
+        classes=classes,
+        input_shape=(channels, height, width),
+        layers=len(found.layers),
+        int8_layers=sum(row.int8 for row in found.layers),
+        float_layers=tuple(f"{row.name} {row.why_float}" for row in found.layers if not row.int8),
+        float_steps=dict(Counter(row.kind for row in found.floats)),
+    )
