@@ -26,12 +26,14 @@ ERROR_IDS: Final[dict[str, tuple[str, ...]]] = {
         "faq_deploy.parsed_options",
         "faq_deploy.run_data",
         "faq_deploy.show_inspect",
+        "faq_deploy.starter",
     ),
     "output": (
         "engines.bundle.write_bundle",
         "engines.snap.snap_file",
         "engines.triton._write",
         "faq_deploy.output_folder",
+        "faq_deploy.starter._require_free",
     ),
     "cannot-write": ("engines.errors.WriteError", "faq_deploy.checkpoint._cannot_write"),
     "file-access": (),
@@ -76,6 +78,7 @@ ERROR_IDS: Final[dict[str, tuple[str, ...]]] = {
         "faq_deploy.samples.write_samples",
         "faq_deploy.snap_accuracy.measure",
         "faq_deploy.stage_runs",
+        "faq_deploy.starter_look",
         "faq_deploy.torch_eval",
     ),
     "bad-image": (
