@@ -101,7 +101,7 @@ def verify(bundle: Path, output: Path | None, options: Mapping[str, Any], *, as_
 _WITH_A_RUN: Final = (
     *("gates", "drop_against", "max_class_drop", "max_latency_ratio", "min_int8_share", "max_engine_bytes"),
     *("required_runtimes", "allow_undecided", "baseline", "max_regression", "max_latency_growth", "max_bytes_growth"),
-    *("junit", "markdown"),
+    *("junit", "markdown", "metric", "max_metric_drop"),
 )
 
 

@@ -56,15 +56,15 @@ def emit_with_modules(net: QuantizedNet, target: Target) -> tuple[onnx.GraphProt
         _EMIT[node.kind](out, node)
         if node.module:
             modules.update((made.name, node.module) for made in out.nodes[before:])
-    results = []
+    results, layers = [], {node.name for node in net.graph}
     for node_name, output in zip(net.graph.outputs, output_names(net), strict=True):
         last = out.tensor[node_name]
         if node_name in out.unflattened:
             out.op("Flatten", [last], output, axis=1)
         else:
             out.op("Identity", [last], output)
-        if output == node_name:
-            out.nodes[-1].name = f"{output}.output"  # the layer has the name itself
+        if output in layers:
+            out.nodes[-1].name = f"{output}.output"  # a layer has the name itself
         results.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", *out.shapes[node_name]]))
     inputs = [
         helper.make_tensor_value_info(node.name, TensorProto.FLOAT, ["N", *node.integers("shape")])
@@ -76,13 +76,14 @@ def emit_with_modules(net: QuantizedNet, target: Target) -> tuple[onnx.GraphProt
 
 
 def output_names(net: QuantizedNet) -> list[str]:
-    """Names of the ONNX outputs: `logits` if there is one, else those of the net's output nodes, repeats numbered."""
-    outputs = net.graph.outputs
-    if len(outputs) == 1:
+    """Names of the ONNX outputs: `logits` if there is one, else what the model calls them.
+
+    A position becomes `output_0`, and the name of an input `NAME.output`.
+    """
+    graph = net.graph
+    if len(graph.outputs) == 1:
         return ["logits"]
-    found: list[str] = []
-    for name in outputs:
-        again = found.count(name)
-        taken = again or any(node.kind == "input" and node.name == name for node in net.graph)
-        found.append(f"{name}.output_{len(found)}" if taken else name)
-    return found
+    labels = graph.labels or tuple(map(str, range(len(graph.outputs))))
+    taken = {node.name for node in graph if node.kind == "input"}
+    names = [f"output_{label}" if label[:1].isdigit() else label for label in labels]
+    return [f"{name}.output" if name in taken else name for name in names]

@@ -19,6 +19,7 @@ __all__ = [
     "require_prepared",
     "require_sound",
     "require_statistics",
+    "targets_of",
 ]
 
 # Images alone, or first in a row with labels and whatever else a loader gives.
@@ -44,6 +45,24 @@ def images_of(batch: Batch) -> Tensor:
             "give tensors of shape (N, C, H, W), or (images, labels).",
         )
     return first
+
+
+def targets_of(batch: Batch) -> object:
+    """What a metric compares the outputs with: the second item of a batch.
+
+    Args:
+        batch: a tuple or list of images and targets.
+
+    Returns:
+        Tensors as NumPy arrays, other things as they are: a sequence with an item an image.
+
+    Raises:
+        InputError: it has no second item.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise InputError("a metric needs targets, and a batch has images alone.", "give batches of (images, targets).")
+    second = batch[1]
+    return second.detach().cpu().numpy() if isinstance(second, Tensor) else second
 
 
 def require_image_batch(images: Tensor, like: Tensor | None, device: torch.device | None) -> Tensor:
