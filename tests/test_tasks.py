@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import engines
 import faq_deploy
 from engines.parity import compare_logits
 from faq_deploy.graph import Graph
+from faq_deploy.stored_net import load_net, save_net
 from tests.cpu_kernels import optimized_is_exact
 from tests.nets import with_statistics
-from tests.quantized import images
+from tests.quantized import images, make_recipe, quantized_net
 from tests.task_nets import Detector, Embedder, Keypoints, Segmenter
 
 TARGETS = ("tensorrt", "onnxruntime")
@@ -102,6 +104,32 @@ def test_a_shared_head_keeps_one_weight_in_training(tmp_path: Path) -> None:
     data = images(2, 32)
     pairs = zip(pytree.tree_leaves(again.eval()(data)), pytree.tree_leaves(model(data)), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_sharing_survives_a_copy_and_a_file(tmp_path: Path) -> None:
+    _, model = prepared("keypoints", "tensorrt")
+    data = images(2, 32)
+    copied = copy.deepcopy(model)
+    assert all(map(torch.equal, copied(data), model(data)))
+
+    class Twice(nn.Module):
+        """One convolution, called twice."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.conv(torch.relu(self.conv(torch.relu(self.stem(x))))))
+            found: Tensor = self.head(y.mean((2, 3)))
+            return found
+
+    stored = quantized_net(Twice().eval(), make_recipe())
+    save_net(tmp_path / "net.pt", stored.net, stored.recipe, stored.facts)
+    layers = load_net(tmp_path / "net.pt").net.weighted()
+    assert layers["conv_1"].weight is layers["conv"].weight
+    assert layers["conv_1"].bias is layers["conv"].bias
+    assert layers["head"].weight is not layers["stem"].weight
 
 
 def test_corrections_give_each_call_of_a_shared_head_a_weight_of_its_own() -> None:
