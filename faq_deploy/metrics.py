@@ -15,7 +15,7 @@ import numpy.typing as npt
 from engines.errors import InputError
 from engines.parity import topk
 from engines.runner import FloatArray
-from faq_deploy.user_code import failures_named, near_names, run_file
+from faq_deploy.user_code import failures_named, named_in_file
 
 __all__ = ["Metric", "NamedMetric", "Outputs", "Total", "given_metric", "named_metric"]
 
@@ -78,18 +78,10 @@ def named_metric(spec: str) -> NamedMetric:
     built_in = _built_in(spec)
     if built_in is not None:
         return built_in
-    file_name, colon, name = spec.rpartition(":")
+    file_name, colon, _ = spec.rpartition(":")
     if not colon or not file_name.endswith(".py"):
         raise InputError(f"there is no metric {spec!r}.", f"choose {_WANTED}.")
-    file = Path(file_name).expanduser()
-    if not file.is_file():
-        raise InputError(f"{file} does not exist, so there is no metric {spec}.", "pass path/file.py:NAME.")
-    module = run_file(file, _REMEDY)
-    found = getattr(module, name, None)
-    if not callable(found):
-        near = near_names(module, name)
-        remedy = f"it has {', '.join(near)}." if near else "define a function (outputs, targets) there."
-        raise InputError(f"{file} has no function or class {name!r}.", remedy)
+    found, file = named_in_file(spec, "metrics", _REMEDY)
     return NamedMetric(spec, _begin(cast("Metric", found)), file)
 
 

@@ -7,13 +7,13 @@ import difflib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 from engines.errors import FaqError, InputError
 
-__all__ = ["failures_named", "near_names", "run_file"]
+__all__ = ["failures_named", "named_in_file", "near_names", "run_file"]
 
 
 def run_file(file: Path, remedy: str) -> ModuleType:
@@ -35,6 +35,31 @@ def run_file(file: Path, remedy: str) -> ModuleType:
     with failures_named(file, "the file", remedy):
         spec.loader.exec_module(module)
     return module
+
+
+def named_in_file(spec: str, what: str, remedy: str) -> tuple[Callable[..., object], Path]:
+    """The function or class that a command line names, and its file, which is run.
+
+    Args:
+        spec: `path/file.py:NAME`.
+        what: it is wanted for, for messages.
+        remedy: what to do where the file raises.
+
+    Raises:
+        InputError: no such file or name, or its code raises.
+    """
+    file_name, _, name = spec.rpartition(":")
+    file = Path(file_name).expanduser()
+    if not file_name.endswith(".py") or not file.is_file():
+        raise InputError(f"{file} is no Python file, so there are no {what} {spec}.", "pass FILE.py:NAME.")
+    module = run_file(file, remedy)
+    found = getattr(module, name, None)
+    if not callable(found):
+        near = near_names(module, name)
+        raise InputError(
+            f"{file} has no function or class {name!r}.", f"it has {', '.join(near)}." if near else "define it there."
+        )
+    return found, file
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def test_metric_of_a_file_is_run_by_its_name_and_its_failures_are_told(tmp_path:
         f"{file}:scores": "no function or class 'scores'",
         f"{file}:number": "no function or class 'number'",
         f"{file}:Half": "Half has no method update",
-        f"{tmp_path}/other.py:score": "does not exist",
+        f"{tmp_path}/other.py:score": "is no Python file, so there are no metrics",
         "median": "there is no metric 'median'",
         "top-0": "there is no metric 'top-0'",
     }
