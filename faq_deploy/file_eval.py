@@ -203,7 +203,7 @@ def _float_outputs(model: nn.Module, batch: FloatArray, names: Sequence[str], ke
     with torch.inference_mode():
         found = labelled(model(torch.from_numpy(batch)))
     values = {label: value.numpy() for label, value in found.items() if isinstance(value, Tensor)}
-    if list(names) == ["logits"]:
+    if len(names) == 1:
         return values[choose_outputs(values, kept)[0]]
     named = {f"output_{label}" if label[:1].isdigit() else label: value for label, value in values.items()}
     missing = [name for name in names if name not in named]

@@ -51,6 +51,8 @@ def evaluate(path: Path, options: Mapping[str, Any], *, as_json: bool) -> int:
     if limit is not None and metric is None:
         raise InputError("--max-metric-drop has no metric to judge.", "name one: --metric mean-iou, say.")
     model = options["float_model"]
+    if model is not None and metric is None:
+        raise InputError("--float-model has no metric to be measured by.", "name one: --metric mean-iou, say.")
     report = evaluate_file(
         path,
         _samples(options["samples"]),
