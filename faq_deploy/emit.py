@@ -76,14 +76,16 @@ def emit_with_modules(net: QuantizedNet, target: Target) -> tuple[onnx.GraphProt
 
 
 def output_names(net: QuantizedNet) -> list[str]:
-    """Names of the ONNX outputs: `logits` if there is one, else what the model calls them.
+    """Names of the ONNX outputs: `logits` if there is one, else what the model calls them, or their nodes' names.
 
-    A position becomes `output_0`, and the name of an input `NAME.output`.
+    A position becomes `output_0`; the name of an input, and one that comes again, gets its number: `NAME.output_2`.
     """
     graph = net.graph
     if len(graph.outputs) == 1:
         return ["logits"]
-    labels = graph.labels or tuple(map(str, range(len(graph.outputs))))
-    taken = {node.name for node in graph if node.kind == "input"}
-    names = [f"output_{label}" if label[:1].isdigit() else label for label in labels]
-    return [f"{name}.output" if name in taken else name for name in names]
+    inputs = {node.name for node in graph if node.kind == "input"}
+    found: list[str] = []
+    for label in graph.labels or graph.outputs:
+        name = f"output_{label}" if label[:1].isdigit() else label
+        found.append(f"{name}.output_{len(found)}" if name in inputs or name in found else name)
+    return found
