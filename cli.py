@@ -198,6 +198,7 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
       faq-deploy eval runs/r18 --max-float-drop 0.5 --allow-skip
       faq-deploy eval runs/r18 --engine onnxruntime --junit junit.xml
       faq-deploy eval --bundle r18.tgz --data DIR
+      faq-deploy eval model.onnx --samples mine.py:val --float-model mine.py:net --metric mean-iou
     """
     from engines.run_folder import RunFolder
 
@@ -207,6 +208,10 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
         sys.exit(show_bundle.evaluate(run, bundle, options, as_json=as_json))
     if run is None:
         raise click.UsageError("Missing argument 'RUN' (or pass --bundle FILE).")
+    if run.is_file():
+        from faq_deploy import show_file_eval
+
+        sys.exit(show_file_eval.evaluate(run, options, as_json=as_json))
     from faq_deploy import parsed_options, show, verbs
 
     wanted, data = parsed_options.eval_options(options)

@@ -131,11 +131,16 @@ class TensorRTCodeRunner:
         """Logits of a batch; see `Runner`."""
         return self._runner(batch)
 
+    def outputs(self, batch: FloatArray) -> dict[str, FloatArray]:
+        """Every float output by name; see `Runner`."""
+        return {name: value for name, value in self._runner.outputs(batch).items() if not name.endswith(_SUFFIX)}
+
     def codes(self, batch: FloatArray) -> dict[str, npt.NDArray[np.int64]]:
-        """Codes of every tensor, and the bits of the logits; see `CodeRunner`."""
+        """Codes of every tensor, and the bits of the outputs; see `CodeRunner`."""
         found = self._runner.outputs(batch)
         codes = {name: codes_of(found[f"{name}{_SUFFIX}"], step) for name, step in self._steps.items()}
-        return {**codes, "logits": logit_bits(found[self._runner.logits_name])}
+        bits = {name: logit_bits(value) for name, value in found.items() if not name.endswith(_SUFFIX)}
+        return {**codes, **(bits if len(bits) > 1 else {}), "logits": bits[self._runner.logits_name]}
 
     def close(self) -> None:
         """Free the engine."""

@@ -10,7 +10,7 @@ from engines.errors import InputError
 from engines.host import this_host
 from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
-from engines.runner import Runner
+from engines.runner import OutputRunner
 from engines.tensorrt_runner import TensorRTRunner
 
 __all__ = ["OnnxRuntime", "load", "open_engine"]
@@ -18,7 +18,7 @@ __all__ = ["OnnxRuntime", "load", "open_engine"]
 OnnxRuntime = Literal["onnxruntime", "oracle", "reference"]
 
 
-def load(path: str | Path, runtime: OnnxRuntime = "onnxruntime") -> Runner:
+def load(path: str | Path, runtime: OnnxRuntime = "onnxruntime") -> OutputRunner:
     """A runner from an engine's folder or an ONNX file: `logits = runner(batch)`, then `runner.close()`.
 
     Args:
@@ -27,7 +27,8 @@ def load(path: str | Path, runtime: OnnxRuntime = "onnxruntime") -> Runner:
             the integers in NumPy. An engine's folder has its own.
 
     Returns:
-        Takes float32 images, shape (N, C, H, W), preprocessed, and returns float32 logits, shape (N, classes).
+        Takes float32 images, shape (N, C, H, W), preprocessed, and returns float32 logits, shape (N, classes); its
+        `outputs(batch)` returns all outputs by name.
 
     Raises:
         InputError: there is no engine or ONNX file, or it was changed or is damaged.
@@ -50,7 +51,7 @@ def load(path: str | Path, runtime: OnnxRuntime = "onnxruntime") -> Runner:
     )
 
 
-def open_engine(folder: Path, onnx_sha256: str | None = None) -> Runner:
+def open_engine(folder: Path, onnx_sha256: str | None = None) -> OutputRunner:
     """Check an engine's record against its files and this machine, then load it.
 
     A file that is cut short, foreign or of another GPU or version never reaches a runtime, which would crash on it or

@@ -71,6 +71,22 @@ class OrtRunner:
         (logits,) = self._run(self._plain_session, batch, [self._graph.logits_name])
         return logits.astype(np.float32, copy=False)
 
+    def outputs(self, batch: FloatArray) -> dict[str, FloatArray]:
+        """Run one batch and return every float output by name.
+
+        Args:
+            batch: as for a call.
+
+        Returns:
+            float32, shape (N, ...), in the order of the file.
+
+        Raises:
+            InputError: as for a call.
+        """
+        names = list(self._graph.float_outputs)
+        found = self._run(self._plain_session, batch, names)
+        return {name: value.astype(np.float32, copy=False) for name, value in zip(names, found, strict=True)}
+
     def codes(self, batch: FloatArray) -> dict[str, npt.NDArray[np.int64]]:
         """Run one batch and keep the integers inside.
 
@@ -78,19 +94,25 @@ class OrtRunner:
             batch: as for a call.
 
         Returns:
-            Codes of every tensor named `*.codes`, without zero points, and the bits of `logits`.
+            Codes of every tensor named `*.codes`, without zero points, and as `logits` the bits of what a call returns.
+            A graph with several outputs adds the bits of each float output under its name.
 
         Raises:
             InputError: as for a call.
         """
         if self._code_session is None:
             self._code_session = self._session(self.code_names)
-        *raw, logits = self._run(self._code_session, batch, [*self.code_names, self._graph.logits_name])
+        outputs = self._graph.float_outputs or (self._graph.logits_name,)
+        raw = self._run(self._code_session, batch, [*self.code_names, *outputs])
         found = {
             name: codes.astype(np.int64) - self._zero_points[name]
-            for name, codes in zip(self.code_names, raw, strict=True)
+            for name, codes in zip(self.code_names, raw, strict=False)
         }
-        return {**found, "logits": logit_bits(logits.astype(np.float32, copy=False))}
+        bits = {
+            name: logit_bits(value.astype(np.float32, copy=False))
+            for name, value in zip(outputs, raw[len(found) :], strict=True)
+        }
+        return {**found, **(bits if len(outputs) > 1 else {}), "logits": bits[self._graph.logits_name]}
 
     def close(self) -> None:
         """Release the sessions."""

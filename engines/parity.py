@@ -74,7 +74,7 @@ class LogitParity:
         images: number of images.
         differing: logits whose values differ (0.0 and -0.0 are one value).
         largest_difference: of two logits.
-        flips: images whose top-1 class differs.
+        flips: images whose top-1 class differs; of outputs that are not (images, classes), images that differ at all.
     """
 
     images: int
@@ -122,10 +122,10 @@ def compare_codes(a: Mapping[str, IntArray], b: Mapping[str, IntArray], order: S
 
 
 def compare_logits(a: FloatArray, b: FloatArray) -> LogitParity:
-    """Compare two runtimes' logits.
+    """Compare two runtimes' logits, or another output of theirs.
 
     Args:
-        a: float32, shape (N, classes).
+        a: float32, shape (N, classes), or (N, ...).
         b: the other runtime's.
 
     Returns:
@@ -136,8 +136,11 @@ def compare_logits(a: FloatArray, b: FloatArray) -> LogitParity:
     """
     if a.shape != b.shape:
         raise InputError(f"logits of shape {a.shape} and {b.shape} cannot be compared.", "run both on the same images.")
-    flips = int(np.count_nonzero(top1(a) != top1(b)))
+    _refuse_nan(a)
+    _refuse_nan(b)
     unequal = a != b  # equal infinities have no difference to compute
+    flipped = top1(a) != top1(b) if a.ndim == 2 else unequal.any(axis=tuple(range(1, a.ndim)))
+    flips = int(np.count_nonzero(flipped))
     distance = np.abs(a[unequal].astype(np.float64) - b[unequal].astype(np.float64))
     return LogitParity(len(a), int(np.count_nonzero(unequal)), float(distance.max(initial=0.0)), flips)
 
@@ -164,7 +167,7 @@ def top1(logits: FloatArray) -> IntArray:
     Raises:
         InputError: a logit is NaN, which must not win (nor lose) in silence.
     """
-    _refuse_nan(logits)
+    _require_rows(logits)
     return np.asarray(np.argmax(logits, axis=1), np.int64)
 
 
@@ -181,7 +184,7 @@ def topk(logits: FloatArray, k: int) -> IntArray | None:
     Raises:
         InputError: a logit is NaN.
     """
-    _refuse_nan(logits)
+    _require_rows(logits)
     if logits.shape[1] <= k:
         return None
     return np.argsort(-logits, axis=1, kind="stable")[:, :k].astype(np.int64)
@@ -238,7 +241,7 @@ def tied_images(logits: FloatArray) -> int:
     Raises:
         InputError: a logit is NaN.
     """
-    _refuse_nan(logits)
+    _require_rows(logits)
     best = logits.max(axis=1, keepdims=True, initial=-np.inf)
     return int(np.count_nonzero((logits == best).sum(axis=1) > 1))
 
@@ -252,10 +255,14 @@ def _pair(a: Mapping[str, IntArray], b: Mapping[str, IntArray], name: str) -> tu
     return left, right
 
 
-def _refuse_nan(logits: FloatArray) -> None:
+def _require_rows(logits: FloatArray) -> None:
     if logits.ndim != 2:
         raise InputError(f"logits have shape {logits.shape}, not (images, classes).", "pass one row per image.")
-    if (bad := np.isnan(logits).any(axis=1)).any():
+    _refuse_nan(logits)
+
+
+def _refuse_nan(logits: FloatArray) -> None:
+    if (bad := np.isnan(logits).any(axis=tuple(range(1, logits.ndim)))).any():
         raise InputError(
             f"image {int(bad.argmax())} has NaN among its logits: no class can win.",
             "look for NaN or infinity in the weights and in the image.",

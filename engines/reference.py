@@ -73,6 +73,20 @@ class ReferenceRunner:
         """
         return self._run(batch, wanted=(), outputs=(self._graph.logits_name,))[1][self._graph.logits_name]
 
+    def outputs(self, batch: FloatArray) -> dict[str, FloatArray]:
+        """Run one batch and return every float output by name.
+
+        Args:
+            batch: as for a call.
+
+        Returns:
+            float32, shape (N, ...), in the order of the file.
+
+        Raises:
+            InputError: as for a call.
+        """
+        return self._run(batch, wanted=(), outputs=self._graph.float_outputs)[1]
+
     def codes(self, batch: FloatArray) -> dict[str, IntArray]:
         """Run one batch and keep the integers inside.
 

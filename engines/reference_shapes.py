@@ -151,12 +151,16 @@ def concat(inputs: Inputs, attributes: Attributes) -> Value:
     exponents = [part.exponent for part in parts]
     if all(np.array_equal(exponent, exponents[0]) and exponent.size == 1 for exponent in exponents):
         return FixedTensor(codes, exponents[0], divisor)
-    sizes = []
-    for part in parts:
-        size = list(np.broadcast_shapes((1,) * part.codes.ndim, *(exponent.shape for exponent in exponents)))
+    # exponents may differ along the axis in one part, and along others in another
+    elsewhere = [list((1,) * (codes.ndim - exponent.ndim) + exponent.shape) for exponent in exponents]
+    for shape in elsewhere:
+        shape[axis] = 1
+    common = np.broadcast_shapes(*map(tuple, elsewhere))
+    spread = []
+    for part, exponent in zip(parts, exponents, strict=True):
+        size = list(common)
         size[axis] = part.codes.shape[axis]
-        sizes.append(size)
-    spread = [np.broadcast_to(exponent, size) for exponent, size in zip(exponents, sizes, strict=True)]
+        spread.append(np.broadcast_to(exponent, size))
     return FixedTensor(codes, np.concatenate(spread, axis), divisor)
 
 

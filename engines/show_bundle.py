@@ -101,7 +101,7 @@ def verify(bundle: Path, output: Path | None, options: Mapping[str, Any], *, as_
 _WITH_A_RUN: Final = (
     *("gates", "drop_against", "max_class_drop", "max_latency_ratio", "min_int8_share", "max_engine_bytes"),
     *("required_runtimes", "allow_undecided", "baseline", "max_regression", "max_latency_growth", "max_bytes_growth"),
-    *("junit", "markdown"),
+    *("junit", "markdown", "metric", "max_metric_drop"),
 )
 
 
@@ -111,6 +111,9 @@ def _refuse(options: Mapping[str, Any]) -> None:
         raise InputError("--max-float-drop needs the float net, which a bundle does not hold.", "leave it out.")
     if options["max_fall"] is not None:
         raise InputError("--max-fall needs what quantize measured, which a bundle does not hold.", "try --min-top1.")
+    for name in ("samples", "float_model"):
+        if options[name] is not None:
+            raise InputError(f"--{name.replace('_', '-')} goes with an ONNX file.", "leave it out.")
     for name in _WITH_A_RUN:
         if options[name] not in (None, ()) and options[name] is not False:
             option = "require-runtime" if name == "required_runtimes" else name.replace("_", "-")

@@ -16,14 +16,40 @@ from engines.ort import OrtRunner
 from engines.parity import compare_codes, compare_logits, logits_of_bits
 from engines.reference import ReferenceRunner
 from engines.runner import CodeRunner, FloatArray
+from faq_deploy.emit import output_names
 from faq_deploy.net import QuantizedNet
 
-__all__ = ["Agreement", "CodeCount", "compare", "images_at_once", "torch_codes"]
+__all__ = [
+    "Agreement",
+    "CodeCount",
+    "OutputAgreement",
+    "answers_of",
+    "compare",
+    "images_at_once",
+    "torch_answers",
+    "torch_codes",
+]
 
 IntArray = npt.NDArray[np.int64]
 
 _LARGEST: Final = 8  # images at a time; more gain no speed
 _MEMORY: Final = 512 * 2**20  # bytes for one runtime's codes
+
+
+@dataclass(frozen=True)
+class OutputAgreement:
+    """One output of a runtime against PyTorch's.
+
+    Attributes:
+        name: in the ONNX file.
+        compared, differing: values; 0.0 and -0.0 are one value.
+        largest_difference: of two of them.
+    """
+
+    name: str
+    compared: int
+    differing: int
+    largest_difference: float
 
 
 @dataclass(frozen=True)
@@ -35,9 +61,11 @@ class Agreement:
         images: how many.
         codes_compared, differing: integer codes of all tensors.
         first: name of the first tensor that differs, or None.
-        logits_compared, differing_logits: logits; 0.0 and -0.0 are one value.
-        flips: images with another top-1.
+        logits_compared, differing_logits: logits, or whatever the outputs hold; 0.0 and -0.0 are one value.
+        flips: images with another top-1; of a net whose outputs are not one of (images, classes), images with any other
+            value.
         largest_difference: of two logits.
+        outputs: each output on its own.
     """
 
     runtime: str
@@ -49,6 +77,7 @@ class Agreement:
     differing_logits: int
     flips: int
     largest_difference: float
+    outputs: tuple[OutputAgreement, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -81,9 +110,9 @@ def compare(net: QuantizedNet, path: Path, batches: Iterable[FloatArray]) -> lis
             step = step or images_at_once(net, images[:1])
             for start in range(0, len(images), step):
                 piece = images[start : start + step]
-                wanted, logits = torch_codes(net, piece)
+                wanted, answers = torch_answers(net, piece)
                 for name, runner in runners.items():
-                    totals[name].add(wanted, logits, runner.codes(piece))
+                    totals[name].add(wanted, answers, runner.codes(piece))
     finally:
         for runner in runners.values():
             runner.close()
@@ -96,11 +125,35 @@ def torch_codes(net: QuantizedNet, images: FloatArray) -> tuple[dict[str, IntArr
     Args:
         net: on the CPU, calibrated, in eval mode.
         images: float32, shape (N, C, H, W).
+
+    Returns:
+        Of several outputs, the one named `logits`, or else the first.
+    """
+    codes, answers = torch_answers(net, images)
+    return codes, answers.get("logits", next(iter(answers.values())))
+
+
+def torch_answers(net: QuantizedNet, images: FloatArray) -> tuple[dict[str, IntArray], dict[str, FloatArray]]:
+    """PyTorch's codes by ONNX tensor name (`NAME.codes`), and its outputs by their names in the ONNX file.
+
+    Args:
+        net: on the CPU, calibrated, in eval mode.
+        images: float32, shape (N, C, H, W).
     """
     with torch.inference_mode():
         codes, output = net.codes(torch.from_numpy(images))
-    first = output if isinstance(output, torch.Tensor) else output[0]
-    return {f"{name}.codes": value.numpy() for name, value in codes.items()}, first.numpy()
+    return {f"{name}.codes": value.numpy() for name, value in codes.items()}, answers_of(net, output)
+
+
+def answers_of(net: QuantizedNet, outputs: torch.Tensor | tuple[torch.Tensor, ...]) -> dict[str, FloatArray]:
+    """What a net returned, by the names of its outputs in the ONNX file.
+
+    Args:
+        net: the net.
+        outputs: on the CPU, one tensor or several.
+    """
+    several = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+    return {name: value.numpy() for name, value in zip(output_names(net), several, strict=True)}
 
 
 def images_at_once(net: QuantizedNet, image: FloatArray) -> int:
@@ -157,19 +210,26 @@ class _Total:
 
     codes: CodeCount = field(default_factory=CodeCount)
     images: int = 0
-    logits: int = 0
-    differing_logits: int = 0
     flips: int = 0
-    largest: float = 0.0
+    outputs: dict[str, OutputAgreement] = field(default_factory=dict)
 
-    def add(self, wanted: Mapping[str, IntArray], logits: FloatArray, found: Mapping[str, IntArray]) -> None:
+    def add(
+        self, wanted: Mapping[str, IntArray], answers: Mapping[str, FloatArray], found: Mapping[str, IntArray]
+    ) -> None:
         self.codes.add(wanted, found)
-        close = compare_logits(logits, logits_of_bits(found["logits"]))
-        self.images += close.images
-        self.logits += logits.size
-        self.differing_logits += close.differing
-        self.flips += close.flips
-        self.largest = max(self.largest, close.largest_difference)
+        flips = 0
+        for name, values in answers.items():
+            close = compare_logits(values, logits_of_bits(found[name]))
+            images, flips = close.images, max(flips, close.flips)
+            before = self.outputs.get(name, OutputAgreement(name, 0, 0, 0.0))
+            self.outputs[name] = OutputAgreement(
+                name,
+                before.compared + values.size,
+                before.differing + close.differing,
+                max(before.largest_difference, close.largest_difference),
+            )
+        self.images += images
+        self.flips += flips
 
     def agreement(self, name: str) -> Agreement:
         return Agreement(
@@ -178,8 +238,9 @@ class _Total:
             codes_compared=self.codes.compared,
             differing=self.codes.differing,
             first=self.codes.first,
-            logits_compared=self.logits,
-            differing_logits=self.differing_logits,
+            logits_compared=sum(output.compared for output in self.outputs.values()),
+            differing_logits=sum(output.differing for output in self.outputs.values()),
             flips=self.flips,
-            largest_difference=self.largest,
+            largest_difference=max((output.largest_difference for output in self.outputs.values()), default=0.0),
+            outputs=tuple(self.outputs.values()),
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engines.errors import InputError
 from engines.preprocess import Preprocessing
+from engines.runner import FloatArray
 from faq_deploy.activation_exponents import ActivationRange
 from faq_deploy.activation_exponents import calibrate as measure
 from faq_deploy.agreement import compare
@@ -28,13 +29,17 @@ from faq_deploy.given import (
     require_prepared,
     require_sound,
     require_statistics,
+    targets_of,
 )
+from faq_deploy.metric_stages import MetricStages
+from faq_deploy.metrics import Metric, given_metric
+from faq_deploy.net import QuantizedNet
 from faq_deploy.onnx_export import ExportResult, write_onnx
 from faq_deploy.place import Target
 from faq_deploy.prepared_model import PreparedModel
 from faq_deploy.recipe import Recipe, load_recipe, override, resolved
 from faq_deploy.rewrite import rewrite
-from faq_deploy.tracing import evaluating
+from faq_deploy.tracing import evaluating, structure_of
 from faq_deploy.versions import engine_versions
 
 __all__ = ["calibrate", "check", "export", "prepare"]
@@ -48,6 +53,7 @@ def prepare(
     example_inputs: Tensor | tuple[Tensor, ...],
     target: Target | None = None,
     recipe: str | Path | Recipe = "faq-8bit",
+    output: str | None = None,
 ) -> PreparedModel:
     """Put a float model on fixed-point grids: the first call.
 
@@ -60,10 +66,12 @@ def prepare(
         target: `tensorrt`, `onnxruntime` or `paper`: whose grids to train on (docs/targets.md); None takes the
             recipe's, which is `tensorrt` unless it says otherwise.
         recipe: every other choice: a name of `faq-deploy recipes`, a TOML file, or a `Recipe`.
+        output: which of several outputs to keep: a key, or a position as text; `*` keeps all. None takes the recipe's
+            choice, which is `logits` or `out` if there is one, else the first.
 
     Returns:
         An ordinary module with the model's inputs and outputs, on its device, in its mode. A softmax at the model's
-        end is left out: it returns the logits.
+        end is left out: it returns the logits. With `*` it returns what the model does: a dict, a tuple, nested or not.
 
     Raises:
         InputError: NaN weights or none, batch norms that never saw a batch, a part that isn't supported, a model that
@@ -77,11 +85,14 @@ def prepare(
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if target is not None and target != chosen.target:
         chosen = override(chosen, {"target": target})
+    if output is not None:
+        chosen = override(chosen, {"layers.output": output})
     chosen = correctable(resolved(chosen, name))
     example = _example(example_inputs)
     source = model if device.type == "cpu" else copy.deepcopy(model).cpu()  # it is traced on the CPU
     net = rewrite(source, example, chosen)
-    return PreparedModel(net, chosen, name, example).to(device).train(model.training)
+    structure = structure_of(source, example) if chosen.layers.output == "*" else None
+    return PreparedModel(net, chosen, name, example, structure).to(device).train(model.training)
 
 
 def calibrate(
@@ -193,29 +204,62 @@ def export(
     )
 
 
-def check(model: PreparedModel, path: str | Path, batches: Iterable[Batch]) -> CheckResult:
-    """Compare the model with an exported file: every code and every logit, in two runtimes.
+def check(
+    model: PreparedModel,
+    path: str | Path,
+    batches: Iterable[Batch],
+    *,
+    metric: str | Metric | None = None,
+    float_model: nn.Module | None = None,
+) -> CheckResult:
+    """Compare the model with an exported file: every code and every value of its outputs, in two runtimes.
 
     Args:
         model: calibrated; run as in eval mode, on the CPU, and left as it is.
         path: of the ONNX file.
         batches: float32 images, shape (N, C, H, W), or pairs of them and anything; all are compared.
+        metric: what PyTorch and onnxruntime are judged by too, higher is better: `top-K`, `mean-iou`,
+            `path/file.py:NAME`, a function of (outputs, targets), or a class with `update(outputs, targets)` and
+            `compute()`. Outputs are a NumPy array, or a dict of arrays where the net has several; targets are the
+            second items of the batches.
+        float_model: that `prepare` was given: its metric is computed too.
 
     Returns:
-        How many codes and logits differ: 0, if the file was exported from these weights.
+        How many codes and logits differ: 0, if the file was exported from these weights; and the metric of each stage.
 
     Raises:
-        InputError: not calibrated, no images, no such file, or the file of another net.
+        InputError: not calibrated, no images, no such file, or the file of another net; no such metric, or batches
+            without targets for it.
     """
     require_prepared(model)
     model.require_calibrated("compare it with a file")
     require_batches(batches)
     require_sound(model)
-    given = (require_image_batch(images_of(batch), model.samples, None) for batch in batches)
-    found = compare(model.frozen(), Path(path), (b.detach().cpu().contiguous().numpy() for b in given if len(b)))
-    if not found[0].images:
-        raise InputError("there are no images to compare.", "give at least one batch of images.")
-    return CheckResult(tuple(found))
+    net = model.frozen()
+    scores = None if metric is None else _stages(model, net, metric, Path(path), float_model)
+
+    def given() -> Iterable[FloatArray]:
+        for batch in batches:
+            images = require_image_batch(images_of(batch), model.samples, None).detach().cpu().contiguous().numpy()
+            if len(images):
+                if scores is not None:
+                    scores.add(images, targets_of(batch))
+                yield images
+
+    try:
+        found = compare(net, Path(path), given())
+        if not found[0].images:
+            raise InputError("there are no images to compare.", "give at least one batch of images.")
+        return CheckResult(tuple(found), {} if scores is None else scores.values())
+    finally:
+        if scores is not None:
+            scores.close()
+
+
+def _stages(
+    model: PreparedModel, net: QuantizedNet, metric: str | Metric, path: Path, float_model: nn.Module | None
+) -> MetricStages:
+    return MetricStages(given_metric(metric), net, path, float_model, model.recipe.layers.output or None)
 
 
 def _example(example_inputs: object) -> Tensor:

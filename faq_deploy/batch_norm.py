@@ -61,6 +61,7 @@ def fold(graph: Graph, state: Mapping[str, Tensor], mode: BatchNormMode) -> tupl
             renamed[node.name] = before.name
         else:
             result[node.name] = current
+    zeros: dict[int, Tensor] = {}  # layers that share a weight share the bias that they are given
     normalized = {n.inputs[0] for n in result.values() if n.kind == "batch_norm"}
     for node in result.values():
         plain = node.kind in WEIGHTED and "norm_eps" not in node.settings and node.name not in normalized
@@ -68,7 +69,7 @@ def fold(graph: Graph, state: Mapping[str, Tensor], mode: BatchNormMode) -> tupl
             weight = kept[f"{node.name}.weight"]
             transposed = node.kind == "conv_transpose"
             count = weight.shape[1] * node.integer("groups") if transposed else len(weight)
-            kept[f"{node.name}.bias"] = torch.zeros(count)
+            kept[f"{node.name}.bias"] = zeros.setdefault(id(weight), torch.zeros(count))
     return Graph(tuple(result.values()), tuple(renamed.get(o, o) for o in graph.outputs)), kept
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from faq_deploy.agreement import Agreement
 
@@ -15,9 +16,12 @@ class CheckResult:
 
     Attributes:
         agreements: of each runtime with PyTorch: the integer reference, and onnxruntime without optimizations.
+        metric: its value by stage: `PyTorch float` where a float model was given, `PyTorch quantized` and
+            `onnxruntime`; empty without a metric.
     """
 
     agreements: tuple[Agreement, ...]
+    metric: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def equal(self) -> bool:
@@ -56,7 +60,10 @@ class CheckResult:
 
     @property
     def top1_agreement(self) -> float:
-        """Share of images with PyTorch's top-1 class, 0 to 1, in the runtime that has least."""
+        """Share of images with PyTorch's top-1 class, 0 to 1, in the runtime that has least.
+
+        Of a net whose outputs are not one of shape (images, classes): of images whose outputs are all the same.
+        """
         return 1.0 - max(found.flips for found in self.agreements) / self.images
 
     @property

@@ -64,6 +64,7 @@ def correct(net: QuantizedNet, batches: Iterable[Tensor], section: CalibrationSe
         batches: float32 images, shape (N, C, H, W), normalized.
         section: which corrections.
     """
+    net.untie()
     if section.weight_rounding == "compensated":
         compensate(net, batches)
     elif section.bias_correction != "none":

@@ -56,15 +56,15 @@ def emit_with_modules(net: QuantizedNet, target: Target) -> tuple[onnx.GraphProt
         _EMIT[node.kind](out, node)
         if node.module:
             modules.update((made.name, node.module) for made in out.nodes[before:])
-    results = []
+    results, layers = [], {node.name for node in net.graph}
     for node_name, output in zip(net.graph.outputs, output_names(net), strict=True):
         last = out.tensor[node_name]
         if node_name in out.unflattened:
             out.op("Flatten", [last], output, axis=1)
         else:
             out.op("Identity", [last], output)
-        if output == node_name:
-            out.nodes[-1].name = f"{output}.output"  # the layer has the name itself
+        if output in layers:
+            out.nodes[-1].name = f"{output}.output"  # a layer has the name itself
         results.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", *out.shapes[node_name]]))
     inputs = [
         helper.make_tensor_value_info(node.name, TensorProto.FLOAT, ["N", *node.integers("shape")])
@@ -76,13 +76,16 @@ def emit_with_modules(net: QuantizedNet, target: Target) -> tuple[onnx.GraphProt
 
 
 def output_names(net: QuantizedNet) -> list[str]:
-    """Names of the ONNX outputs: `logits` if there is one, else those of the net's output nodes, repeats numbered."""
-    outputs = net.graph.outputs
-    if len(outputs) == 1:
+    """Names of the ONNX outputs: `logits` if there is one, else what the model calls them, or their nodes' names.
+
+    A position becomes `output_0`; the name of an input, and one that comes again, gets its number: `NAME.output_2`.
+    """
+    graph = net.graph
+    if len(graph.outputs) == 1:
         return ["logits"]
+    inputs = {node.name for node in graph if node.kind == "input"}
     found: list[str] = []
-    for name in outputs:
-        again = found.count(name)
-        taken = again or any(node.kind == "input" and node.name == name for node in net.graph)
-        found.append(f"{name}.output_{len(found)}" if taken else name)
+    for label in graph.labels or graph.outputs:
+        name = f"output_{label}" if label[:1].isdigit() else label
+        found.append(f"{name}.output_{len(found)}" if name in inputs or name in found else name)
     return found

@@ -23,6 +23,7 @@ from faq_deploy.evidence_gates import check_file, code_gates, fall_gate, file_ga
 from faq_deploy.flip_gallery import flip_gallery
 from faq_deploy.gate import judge, what_images_show
 from faq_deploy.limits import Limits
+from faq_deploy.metric_gates import metric_gates
 from faq_deploy.predictions import Predictions, images_sha256
 from faq_deploy.report_layers import report_layers
 from faq_deploy.report_model import Epoch, Gate, Report
@@ -88,6 +89,8 @@ def evaluate(
     fall = fall_gate(loaded.run, row, limits.max_fall)
     certain = [*file_gates(check), *code_gates(loaded.quantized, stages), *([fall] if fall else [])]
     certain += [*engine_gates(engines, stages, limits), *_class_gates(predictions, limits), *on_baseline]
+    if options.metric is not None:
+        certain += metric_gates(stages, options.metric.name, limits.max_metric_drop)
     gates, verdict = judge(stages, limits, certain, predictions)
     inquiry = Inquiry(loaded.run, loaded.quantized, check, images, ran.bad, ran.others, row)
     # what is undecided is no sign of a mistake
@@ -104,6 +107,7 @@ def evaluate(
         weights=_weights(facts),
         data=description,
         preprocessing=preprocessing_in_words(facts.preprocessing),
+        metric="" if options.metric is None else options.metric.name,
         images=row.images,
         recipe=_flat(json.loads(loaded.quantized.recipe.model_dump_json())),
         verdict=verdict.model_copy(update={"sentences": said}),

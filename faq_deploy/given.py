@@ -22,6 +22,7 @@ __all__ = [
     "require_prepared",
     "require_sound",
     "require_statistics",
+    "targets_of",
 ]
 
 # Images alone, or first in a row with labels and whatever else a loader gives.
@@ -122,6 +123,24 @@ def _kind(thing: object) -> str:
     if isinstance(thing, type):
         return name
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def targets_of(batch: Batch) -> object:
+    """What a metric compares the outputs with: the second item of a batch.
+
+    Args:
+        batch: a tuple or list of images and targets.
+
+    Returns:
+        Tensors as NumPy arrays, other things as they are: a sequence with an item an image.
+
+    Raises:
+        InputError: it has no second item.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise InputError("a metric needs targets, and a batch has images alone.", "give batches of (images, targets).")
+    second = batch[1]
+    return second.detach().cpu().numpy() if isinstance(second, Tensor) else second
 
 
 def require_image_batch(images: Tensor, like: Tensor | None, device: torch.device | None) -> Tensor:

@@ -114,10 +114,17 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in topological order and the names of those that are outputs."""
+    """Nodes in topological order.
+
+    Attributes:
+        nodes: all of them.
+        outputs: names of those that are outputs.
+        labels: what the model calls its outputs, where there are several: a key, or a position; else empty.
+    """
 
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
@@ -141,7 +148,8 @@ class Graph:
     def to_json(self) -> str:
         """The graph as JSON, the same text for the same graph."""
         nodes = [dataclasses.asdict(node) for node in self.nodes]
-        return json.dumps({"nodes": nodes, "outputs": list(self.outputs)}, sort_keys=True)
+        named = {"labels": list(self.labels)} if self.labels else {}
+        return json.dumps({"nodes": nodes, "outputs": list(self.outputs), **named}, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> Graph:
@@ -156,7 +164,9 @@ class Graph:
                 Node(n["name"], n["kind"], tuple(n["inputs"]), dict(n["settings"]), n["source"], n.get("module", ""))
                 for n in raw["nodes"]
             )
-            graph = Graph(nodes, tuple(raw["outputs"]))
+            graph = Graph(nodes, tuple(raw["outputs"]), tuple(map(str, raw.get("labels", ()))))
+            if graph.labels and len(graph.labels) != len(graph.outputs):
+                raise ValueError(f"{len(graph.labels)} labels of {len(graph.outputs)} outputs")
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"the stored graph of this run is damaged ({error}).", "run `faq-deploy quantize` again."

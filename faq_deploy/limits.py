@@ -38,6 +38,8 @@ class Limits(BaseModel):
         min_top1: percent that PyTorch quantized must reach.
         max_fall: points of top-1 that PyTorch quantized may lie under what `quantize` measured; None: luck's share.
         max_class_drop: points that no class may lose more than, PyTorch quantized against PyTorch float.
+        max_metric_drop: what PyTorch quantized may lose of --metric against PyTorch float, and each other stage against
+            PyTorch quantized, in the metric's unit.
         max_latency_ratio: of an engine's time for an image and PyTorch float's.
         min_int8_share: of an engine's multiply-adds that must be in INT8.
         max_engine_bytes: size of an engine file.
@@ -58,6 +60,7 @@ class Limits(BaseModel):
     min_top1: Points | None = None
     max_fall: Points | None = None
     max_class_drop: Points | None = None
+    max_metric_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     max_latency_ratio: Ratio | None = None
     min_int8_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     max_engine_bytes: Annotated[int, Field(ge=1)] | None = None

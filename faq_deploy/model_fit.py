@@ -68,14 +68,21 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int, ou
                 what, f"correct the model: model.eval()(images) must run, with images of {shape}."
             ) from error
     named = labelled(result)
-    (label,) = choose_outputs([name for name, value in named.items() if isinstance(value, Tensor)], output or None)
+    chosen = choose_outputs([name for name, value in named.items() if isinstance(value, Tensor)], output or None)
+    if len(chosen) > 1:
+        raise InputError(
+            f"--model-output {output} keeps {len(chosen)} outputs, and a run is judged by one.",
+            f"name one of {', '.join(chosen)}, or quantize the model from Python, as docs/tasks.md shows.",
+        )
+    (label,) = chosen
     logits = named[label]
     assert isinstance(logits, Tensor)
     if logits.dim() != 2:
         raise InputError(
             f"{model} gives an output of shape {'x'.join(map(str, logits.shape[1:]))} per image, not logits.",
             "give a classifier: one number per class and image"
-            + (f", or name another output of {', '.join(named)} with --model-output." if len(named) > 1 else "."),
+            + (f", or name another output of {', '.join(named)} with --model-output" if len(named) > 1 else "")
+            + "; other tasks are quantized from Python, as docs/tasks.md shows.",
         )
     if logits.shape[1] != classes:
         remedy = f"pass --num-classes {classes}, weights with that head, or another data folder."

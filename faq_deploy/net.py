@@ -20,6 +20,7 @@ from faq_deploy.norm_layer import ExactNorm
 from faq_deploy.plain_layers import AveragePool, GlobalAveragePool
 from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
 from faq_deploy.resample import AdaptiveAveragePool, Resize
+from faq_deploy.shared_weights import tie, untied
 from faq_deploy.shifted import mean_offset
 from faq_deploy.slope import SlopedRelu
 from faq_deploy.unary import CodeRange, Unary
@@ -78,6 +79,7 @@ class QuantizedNet(nn.Module):
             if node.kind != "input":
                 read = tuple(grid_of(nodes[source]) for source in self._sources[node.name])
                 self.layers[node.name] = build_layer(node, Surroundings(state, per_channel, batch_norm, read))
+        tie(graph, self.layers)  # type: ignore[arg-type]
         self._fusions = fusions(graph)
         last_reader = {name: node.name for node in graph for name in node.inputs}
         self._spent = {
@@ -139,6 +141,11 @@ class QuantizedNet(nn.Module):
                 del values[name]
         outputs = self.graph.outputs
         return values[outputs[0]] if len(outputs) == 1 else tuple(values[name] for name in outputs)
+
+    def untie(self) -> None:
+        """Give layers that share a weight one each."""
+        self.graph = untied(self.graph, self.layers)  # type: ignore[arg-type]
+        self._nodes = self.graph.by_name()
 
     def set_mode(self, mode: Mode) -> None:
         """Put every layer into `float`, `observe` or `quantize`; float layers stay what they are."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 from engines.errors import InputError
 from faq_deploy.evaluate import EvalOptions
 from faq_deploy.limits import Limits, limits_from, read_limits
+from faq_deploy.metrics import named_metric
 from faq_deploy.new_run import QuantizeOptions
 from faq_deploy.number_list import numbers
 from faq_deploy.report_files import ReportFiles
@@ -97,12 +98,18 @@ def eval_options(options: dict[str, Any]) -> tuple[EvalOptions, str | None]:
     """The options of `eval` from what Click parsed, and its --data.
 
     Raises:
-        InputError: a gate file that can't be read, or a limit that can't be.
+        InputError: a gate file that can't be read, a limit that can't be, or no such metric.
     """
     # a flag that was not given leaves the file's word; 0 is a limit
     given = {k: options[k] for k in Limits.model_fields if options[k] not in (None, ()) and options[k] is not False}
     gates = options["gates"]
     limits = limits_from(given, "the command line") if gates is None else read_limits(gates, given)
+    metric = options["metric"]
+    for name in ("samples", "float_model"):
+        if options[name] is not None:
+            raise InputError(f"--{name.replace('_', '-')} goes with an ONNX file, not with a run.", "leave it out.")
+    if limits.max_metric_drop is not None and metric is None:
+        raise InputError("--max-metric-drop has no metric to judge.", "name one: --metric top-3, say.")
     wanted = EvalOptions(
         batch_size=options["batch_size"],
         code_images=options["code_images"],
@@ -111,6 +118,7 @@ def eval_options(options: dict[str, Any]) -> tuple[EvalOptions, str | None]:
         limits=limits,
         baseline=options["baseline"],
         on_bad=options["on_bad_image"],
+        metric=None if metric is None else named_metric(metric),
     )
     return wanted, options["data"]
 

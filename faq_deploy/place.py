@@ -89,6 +89,9 @@ class _Placement:
             for node in own:
                 if node.kind in WEIGHTED and self._leaves_float(node):
                     self._require(node.name)
+        for node in own:
+            if node.kind == "cat" and self._is_quantized(node.name):
+                self._share(self._producers(node.name))  # its codes are of one grid, also where no layer reads them
         return self._insert()
 
     def _only_output(self, node: Node) -> bool:
@@ -135,8 +138,11 @@ class _Placement:
                 self._require(name)
 
     def _leaves_float(self, node: Node) -> bool:
-        """Whether some reader other than its ReLU or batch norm sees this layer's accumulator."""
-        readers = self.consumers[node.name]
+        """Whether some reader other than its ReLU or batch norm sees this layer's accumulator.
+
+        What only moves it to an output is no reader: it leaves as it is.
+        """
+        readers = self.consumers[node.name] if self._readers(node.name) else []
         return node.name not in self.graph.outputs and any(r.kind not in {"relu", "batch_norm"} for r in readers)
 
     def _insert(self) -> Graph:

@@ -11,6 +11,7 @@ from typing import Final, get_args
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
+from torch.utils import _pytree as pytree
 
 from engines.errors import InputError
 from faq_deploy.batch_norm import BatchNormMode
@@ -39,6 +40,7 @@ class PreparedModel(nn.Module):
         name: of the model, for the metadata of exported files.
         example: float32, shape (N, C, H, W), N at least 1: images to check an exported file with until calibration
             brings some.
+        structure: how the float model packs its outputs; None gives a tensor, or a tuple of several.
 
     Attributes:
         net: the layers and their graph.
@@ -53,8 +55,16 @@ class PreparedModel(nn.Module):
 
     signature: Tensor
 
-    def __init__(self, net: QuantizedNet, recipe: Recipe, name: str, example: Tensor) -> None:
+    def __init__(
+        self,
+        net: QuantizedNet,
+        recipe: Recipe,
+        name: str,
+        example: Tensor,
+        structure: pytree.TreeSpec | None = None,
+    ) -> None:
         super().__init__()
+        self._structure = structure
         self.net, self.recipe, self.name = net, recipe, name
         self.samples = example.detach().cpu().clone()
         self._calibrated = False  # the signature's last entry, without a look at the device
@@ -64,18 +74,21 @@ class PreparedModel(nn.Module):
     # torch.compile would fuse what must round alike, and what refits exponents in place; the public
     # torch.compiler.disable would import its 2 s of modules wherever this one is imported
     @_disable_dynamo
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> object:
         """What the float model returned, of the same images.
 
         Args:
             images: float32, shape (N, C, H, W).
 
         Returns:
-            Logits, float32, (N, classes); a tuple where the recipe keeps several outputs.
+            Logits, float32, (N, classes). Where the recipe keeps all outputs: what the model returned, a dict, say.
         """
         if self.training and self._calibrated:
             self.net.before_step(False)
-        return self.net(images)  # type: ignore[no-any-return]
+        found = self.net(images)
+        if self._structure is None:
+            return found
+        return pytree.tree_unflatten([found] if isinstance(found, Tensor) else list(found), self._structure)
 
     @property
     def is_calibrated(self) -> bool:

@@ -113,6 +113,7 @@ class Stage(Part):
         top1_interval: where it lies on all images of this kind, with 95 % confidence (Wilson).
         top5: accuracy in percent; None for fewer than six classes.
         agreement_with_quantized: images with the same prediction as PyTorch quantized, in percent.
+        metric: value of the report's metric, in its unit; None without one.
         flips: number of images whose prediction differs from PyTorch quantized.
         lost: images that PyTorch quantized has right and this stage has not.
         gained: the reverse.
@@ -134,6 +135,7 @@ class Stage(Part):
     top1: Percent | None = None
     top1_interval: tuple[Percent, Percent] | None = None
     top5: Percent | None = None
+    metric: float | None = None
     agreement_with_quantized: Percent | None = None
     flips: Count | None = None
     lost: Count | None = None
@@ -249,6 +251,7 @@ class Report(Part):
         weights: what the float net started from, in words; empty where it isn't known.
         data: where the images come from, in words.
         preprocessing: how they are prepared, in words; empty where it isn't known.
+        metric: that stages were judged by besides top-1, as --metric named it; empty without one.
         images: how many were evaluated.
         recipe: the resolved recipe, flat, JSON values: `training.lr` -> 0.0001.
         verdict: passed or not, and why.
@@ -275,6 +278,7 @@ class Report(Part):
     weights: str = ""
     data: str
     preprocessing: str = ""
+    metric: str = ""
     images: Count
     recipe: dict[str, object] = Field(default={})
     verdict: Verdict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from faq_deploy.layer_choices import choose_layers
 from faq_deploy.net import QuantizedNet, WeightRules
 from faq_deploy.place import place_quantizers
 from faq_deploy.recipe import Recipe, resolved, weight_rule_for
+from faq_deploy.shared_weights import with_shared_weights
 from faq_deploy.tracing import evaluating
 
 __all__ = ["assemble", "rewrite"]
@@ -50,6 +52,9 @@ def rewrite(model: nn.Module, example: Tensor, recipe: Recipe) -> QuantizedNet:
     graph, state = fold(captured.graph, captured.state, recipe.quantizer.batch_norm)
     graph = choose_layers(graph, recipe.layers)
     graph = place_quantizers(graph, bits=recipe.bits, target=recipe.target, cpu=recipe.cpu)
+    graph = with_shared_weights(graph, state)
+    if len(captured.chosen) > 1:
+        graph = dataclasses.replace(graph, labels=captured.chosen)
     net = assemble(graph, state, recipe).eval()
     _check_same(source, captured, net, example)
     return net

@@ -123,14 +123,17 @@ def evaluated(run: Path, report: Report, *, as_json: bool) -> None:
         for sentence in report.blame.sentences:
             _print(sentence)
     table = Table(box=None, pad_edge=False)
+    metric = [report.metric] if report.metric else []
     names = ("stage", "images", "top-1", "top-5", "flips", "codes that differ", "logit difference", "images/s")
-    for name in names:
+    for name in (*names[:4], *metric, *names[4:]):
         table.add_column(name, justify="left" if name == "stage" else "right", overflow="fold")
     for stage in report.stages:
-        table.add_row(*_cells(stage, report.images))
+        cells = _cells(stage, report.images)
+        value = "" if stage.metric is None or stage.images != report.images else f"{stage.metric:.6g}"
+        table.add_row(*cells[:4], *[value] * len(metric), *cells[4:])
     for engine in report.engines:
         if engine.status == "not asked for":
-            table.add_row(f"engine {engine.name}", engine.status, *[""] * 6)
+            table.add_row(f"engine {engine.name}", engine.status, *[""] * (6 + len(metric)))
     _print(f"{report.data}; preprocessing: {report.preprocessing}")
     _print(table)
     _warn([*report.warnings, *(report.blame.sentences[:2] if report.blame and report.verdict.passed else ())])

@@ -17,6 +17,7 @@ from engines.run_folder import RunFolder
 from faq_deploy.code_histograms import CodeHistograms
 from faq_deploy.engine_stages import engine_stages
 from faq_deploy.limits import Limits
+from faq_deploy.metrics import NamedMetric
 from faq_deploy.report_model import Engine
 from faq_deploy.run_data import DataFacts, data_of_run
 from faq_deploy.stages import Tally, TorchRunner, compare_codes
@@ -37,6 +38,7 @@ class EvalOptions:
         limits: the gates.
         baseline: a report to compare with, or its run folder.
         on_bad: what to do about an image that can't be read.
+        metric: what stages are judged by besides top-1.
     """
 
     batch_size: int = 32
@@ -46,6 +48,7 @@ class EvalOptions:
     limits: Limits = field(default_factory=Limits)
     baseline: Path | None = None
     on_bad: OnBad = "error"
+    metric: NamedMetric | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ def run_stages(
     in_float = any(node.is_float for node in loaded.quantized.net.graph)
     runs, engines = engine_stages(loaded.run, path, options.engines)
     others += runs
+    for tally in (floating, quantized, *others):
+        tally.metric = None if options.metric is None else options.metric.total()
     grids = {f"{name}.codes": layer.grid for name, layer in loaded.quantized.net.quantizers().items()}
     histograms, bad, indices = CodeHistograms(grids), BadImages(), list[np.ndarray]()
     try:

@@ -16,6 +16,7 @@ from engines.parity import compare_logits, logits_of_bits, top1, topk
 from engines.runner import CodeRunner, FloatArray, Runner
 from faq_deploy.agreement import CodeCount, images_at_once, torch_codes
 from faq_deploy.code_histograms import CodeHistograms
+from faq_deploy.metrics import Total
 from faq_deploy.report_model import Stage
 from faq_deploy.statistics import Pairs, mcnemar, wilson
 from faq_deploy.stored_net import StoredNet
@@ -98,6 +99,7 @@ class Tally:
     batch_dependence: BatchDependence | None = None
     batches_tried: bool = False
     batches_judged: bool = False  # a difference breaks a gate
+    metric: Total | None = None
     example: Example | None = None  # that differs; one with another top-1, if there is one
     coded: int = 0  # images whose codes were compared
     ready: list[tuple[FloatArray, float]] = field(default_factory=list)  # with `one_pass`: logits, and seconds for them
@@ -124,6 +126,8 @@ class Tally:
         self.images += count
         answers = top1(logits)
         self.answers.append(answers.astype(np.int32))
+        if self.metric is not None:
+            self.metric.update(logits, labels[:count])
         right = answers == labels[:count]
         self.right += int(np.count_nonzero(right))
         best = topk(logits, 5)
@@ -208,6 +212,7 @@ class Tally:
             top1=100 * self.right / self.images,
             top1_interval=wilson(self.right, self.images),
             top5=100 * self.right5 / self.images if self.has_top5 else None,
+            metric=None if self.metric is None else self.metric.compute(),
             agreement_with_quantized=100 * (self.images - self.flips) / self.images,
             flips=self.flips,
             lost=None if self.kind == "quantized" else self.lost,

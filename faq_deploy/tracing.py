@@ -22,7 +22,18 @@ from engines.errors import InputError
 from faq_deploy.dropout_marks import marked_dropouts
 from faq_deploy.plain_program import is_plain, made_functional
 
-__all__ = ["BATCH", "Traced", "evaluating", "labelled", "module_path", "operation", "reason", "source_of", "trace"]
+__all__ = [
+    "BATCH",
+    "Traced",
+    "evaluating",
+    "labelled",
+    "module_path",
+    "operation",
+    "reason",
+    "source_of",
+    "structure_of",
+    "trace",
+]
 
 # The traced batch size: a prime, so that the batch is found again in every shape, however the model reshapes. The
 # tensors are fake, so it costs nothing.
@@ -224,6 +235,18 @@ def labelled(result: object) -> dict[str, object]:
         ".".join(str(next((getattr(k, p) for p in parts if hasattr(k, p)), k)) for k in path): leaf
         for path, leaf in pytree.tree_flatten_with_path(result)[0]
     }
+
+
+def structure_of(model: nn.Module, example: Tensor) -> pytree.TreeSpec | None:
+    """How a model packs the tensors that it returns; None where it returns other things besides.
+
+    Args:
+        model: in any mode; it is run in eval mode.
+        example: float32, shape (N, C, H, W).
+    """
+    with evaluating(model), torch.inference_mode():
+        leaves, structure = pytree.tree_flatten(model(example))
+    return structure if all(isinstance(leaf, Tensor) for leaf in leaves) else None
 
 
 @contextlib.contextmanager

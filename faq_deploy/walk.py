@@ -59,6 +59,7 @@ class Walk:
     values: dict[fx.Node, Value | Parts] = field(default_factory=dict)
     reshaped: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)  # what a view reads, and its shape
     _names: set[str] = field(default_factory=set)
+    _copies: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _permuted: dict[Value, str] = field(default_factory=dict)
 
     def run(self, outputs: Sequence[fx.Node], handlers: Mapping[str, Handler]) -> Graph:
@@ -172,8 +173,15 @@ class Walk:
         self.nodes.append(Node(name, kind, inputs, dict(settings), source, module))
         for key, tensor in (state or {}).items():
             if tensor is not None:
-                self.state[f"{name}.{key}"] = tensor.detach().clone().float()
+                self.state[f"{name}.{key}"] = self._copy(tensor.detach())
         return name
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """A copy, the same one for all views of the same numbers: a layer that is called twice has one weight."""
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if place not in self._copies:
+            self._copies[place] = (tensor, tensor.clone().float())  # what is kept leaves its memory to no other tensor
+        return self._copies[place][1]
 
     def put(self, node: fx.Node, name: str, shape: Sequence[int] | None = None) -> None:
         """Set what `node` returns: a graph node's tensor as it lies."""

@@ -84,3 +84,10 @@ def test_looking_changes_neither_the_model_nor_the_random_state() -> None:
     require_trainable(model, images(), "m", 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_what_is_no_classifier_is_sent_to_the_python_api() -> None:
+    with pytest.raises(InputError, match=r"keeps 2 outputs.*\n.*name one of 0, 1, or quantize the model from Python"):
+        require_fit(Pair(always=True), images(), "m", 3, "*")
+    with pytest.raises(InputError, match=r"shape 3x6x5 per image.*\n.*other tasks are quantized from Python"):
+        require_fit(nn.Conv2d(3, 3, 1), images(), "m", 3)

@@ -17,7 +17,7 @@ from engines.errors import FaqError, InputError
 from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
 from faq_deploy import agreement as agreement_module
-from faq_deploy.agreement import torch_codes
+from faq_deploy.agreement import torch_answers, torch_codes
 from faq_deploy.certificate import certificate
 from faq_deploy.net import QuantizedNet
 from faq_deploy.onnx_export import ExportResult, export_onnx
@@ -243,12 +243,12 @@ def test_layer_over_2_to_24_is_named(tmp_path: Path) -> None:
 def test_unexplained_difference_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = quantized_net(with_statistics(Small()), make_recipe())
 
-    def wrong(net: QuantizedNet, data: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        codes, logits = torch_codes(net, data)
+    def wrong(net: QuantizedNet, data: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        codes, answers = torch_answers(net, data)
         codes["relu.codes"] = codes["relu.codes"] + 1
-        return codes, logits
+        return codes, answers
 
-    monkeypatch.setattr(agreement_module, "torch_codes", wrong)
+    monkeypatch.setattr(agreement_module, "torch_answers", wrong)
     with pytest.raises(FaqError, match=r"differs from PyTorch in \d+ of \d+ codes \(first in relu"):
         run_export(stored, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -53,13 +53,24 @@ def test_every_gate_has_a_flag() -> None:
         "4",
     )
     flags += ("--max-fall", "5", "--max-class-drop", "6", "--max-latency-ratio", "7", "--min-int8-share", "0.8")
+    flags += ("--metric", "top-3", "--max-metric-drop", "6.5")
     flags += ("--max-engine-bytes", "9", "--require-runtime", "tensorrt", "--require-runtime", "onnxruntime")
     flags += ("--max-regression", "10", "--max-latency-growth", "11", "--max-bytes-growth", "12")
     flags += ("--allow-skip", "--allow-undecided")
     limits = eval_options(parsed(*flags))[0].limits
     assert list(limits.model_dump().values()) == [
-        *(1, "float", 2, 3, 4, 5, 6, 7, 0.8, 9, ("tensorrt", "onnxruntime"), 10, 11, 12, True, True)
+        *(1, "float", 2, 3, 4, 5, 6, 6.5, 7, 0.8, 9, ("tensorrt", "onnxruntime"), 10, 11, 12, True, True)
     ]
+
+
+def test_a_metric_goes_with_its_limit() -> None:
+    metric = eval_options(parsed("--metric", "mean-iou"))[0].metric
+    assert metric is not None
+    assert metric.name == "mean-iou"
+    with pytest.raises(InputError, match="--max-metric-drop has no metric to judge"):
+        eval_options(parsed("--max-metric-drop", "1"))
+    with pytest.raises(InputError, match="there is no metric 'f1'"):
+        eval_options(parsed("--metric", "f1"))
 
 
 @pytest.mark.parametrize("flag", ["--max-drop=nan", "--max-drop=-1", "--max-fall=inf", "--min-int8-share=2"])
