@@ -150,6 +150,7 @@ def build(source: Path, output: Path | None, force: bool, as_json: bool, **optio
       faq-deploy build runs/r18
       faq-deploy build runs/r18 --runtime tensorrt-rtx --sm 75 --sm 86
       faq-deploy build model.onnx -o r18-engines
+      faq-deploy build runs/r18 --runtime onnxruntime --bench
     """
     from engines import show_build
 
