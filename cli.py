@@ -14,6 +14,7 @@ from faq_deploy.cli_errors import ErrorGroup
 from faq_deploy.cli_eval import eval_options
 from faq_deploy.cli_inspect import inspect_options
 from faq_deploy.cli_lint import lint
+from faq_deploy.cli_loading import say_loading
 from faq_deploy.cli_options import float_options, json_option, training_options
 from faq_deploy.cli_recipes import recipes
 from faq_deploy.cli_snap import snap
@@ -61,6 +62,7 @@ def inspect(model: str, as_json: bool, **options: object) -> None:
       faq-deploy inspect my_net.py:build --input-size 192x256 --bits 4
       faq-deploy inspect timm:efficientnet_b0 --target onnxruntime --json
     """
+    say_loading()
     from faq_deploy import show_inspect
     from faq_deploy.inspect import inspect_model
 
@@ -86,6 +88,7 @@ def quantize(model: str | None, as_json: bool, **options: object) -> None:
           --train-fraction 0.9 --epochs 0 -o runs/mine
       faq-deploy quantize --resume -o runs/r18
     """
+    say_loading()
     from faq_deploy import parsed_options, show, verbs
 
     wanted = parsed_options.training_options(model, options)
@@ -109,6 +112,7 @@ def train(model: str | None, as_json: bool, **options: object) -> None:
           --recipe cifar-float -o runs/cifar
       faq-deploy train --resume -o runs/cifar
     """
+    say_loading()
     from faq_deploy import parsed_options, show, train_float
 
     wanted = parsed_options.training_options(model, options)
@@ -130,6 +134,7 @@ def export(run: Path, check_images: int, pack_int4: bool, as_json: bool) -> None
     Example:
       faq-deploy export runs/r18
     """
+    say_loading()
     from engines.run_folder import RunFolder
     from faq_deploy import show, verbs
 
@@ -181,6 +186,7 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
         sys.exit(show_bundle.evaluate(run, bundle, options, as_json=as_json))
     if run is None:
         raise click.UsageError("Missing argument 'RUN' (or pass --bundle FILE).")
+    say_loading()
     from faq_deploy import parsed_options, show, verbs
 
     wanted, data = parsed_options.eval_options(options)
@@ -264,6 +270,7 @@ def demo(output: Path) -> None:
     Example:
       faq-deploy demo -o runs/demo
     """
+    say_loading()
     from faq_deploy import demonstration
 
     sys.exit(demonstration.run(output))
