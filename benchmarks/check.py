@@ -5,7 +5,7 @@ python benchmarks/check.py --write
 
 A ratio may be worse than the one in results/check.json by 15 %, or by twice what the rounds of its measurement differ
 if that is more: a noisy machine asks for less. What fails is measured once more. Ratios depend on the processor: where
-none are kept for this one, the goals that the benchmark itself states are the limits. It takes some three minutes.
+none are kept for this one, the goals that the benchmark itself states are the limits. It takes two minutes of CPU time.
 """
 
 from __future__ import annotations
@@ -170,17 +170,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if check.vnni and cpu.vnni != "yes":
             print(f"{check.script}: not run, this CPU has no VNNI")
             continue
-        before = None if mine is None else mine[check.script]
         rows = _measured(check)
+        if wanted.write:
+            kept[cpu.model][check.script] = {
+                str(row[check.name]): _number(row[check.ratio]) for row in rows if row[check.name] in check.rows
+            }
+        before = None if mine is None else mine[check.script]
         judged = verdicts(check, rows, before)
         if not (wanted.write or all(verdict.holds for verdict in judged)):
             print(f"{check.script}: measured again, since {_sentence(min(judged, key=lambda v: v.holds))}")
             again = verdicts(check, _measured(check), before)
             judged = [max(pair, key=lambda v: v.holds) for pair in zip(judged, again, strict=True)]
-        if wanted.write:
-            kept[cpu.model][check.script] = {
-                str(row[check.name]): _number(row[check.ratio]) for row in rows if row[check.name] in check.rows
-            }
         found += judged
         for verdict in judged:
             print(_sentence(verdict))

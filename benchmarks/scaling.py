@@ -1,7 +1,7 @@
 """How cost grows: of rewriting, export, lint and the certificate with a net's depth, of `eval` with its images.
 
 python benchmarks/scaling.py --json benchmarks/results/scaling-depth.json
-python benchmarks/scaling.py --images 500 2000 8000 --json benchmarks/results/scaling-images.json
+python benchmarks/scaling.py --images 2000 8000 32000 --json benchmarks/results/scaling-images.json
 """
 
 from __future__ import annotations

@@ -57,6 +57,7 @@ class Measured:
         engine: name of the engine.
         precision: "int8", or of the net without quantizers.
         latencies: by batch; empty where it could not run.
+        graphs: whether its kernels were launched as one CUDA graph.
         reason: why it could not.
         clocks: of the GPU right after the calls.
     """
@@ -64,6 +65,7 @@ class Measured:
     engine: str
     precision: Precision
     latencies: tuple[Latency, ...] = ()
+    graphs: bool = False
     reason: str = ""
     clocks: dict[str, int] | None = None
 
@@ -135,7 +137,7 @@ def _engine(
     name = folder.name
     tell(f"{name}: timing int8")
     try:
-        yield _timed(wanted, name, "int8", open_engine(folder))
+        yield from _timed(wanted, name, "int8", open_engine(folder))
     except FaqError as error:
         yield Measured(name, "int8", reason=error.what)
         return
@@ -143,18 +145,28 @@ def _engine(
         tell(f"{name}: timing {precision}, without quantizers")
         try:
             with _baseline(wanted, manifest, precision, options) as runner:
-                yield _timed(wanted, name, precision, runner)
+                yield from _timed(wanted, name, precision, runner)
         except FaqError as error:
             yield Measured(name, precision, reason=error.what)
 
 
-def _timed(wanted: Subject, name: str, precision: Precision, runner: Runner) -> Measured:
-    try:
-        found = tuple(measure(runner, wanted.image, batch) for batch in wanted.batches)
-        clocks = gpu_clocks() if isinstance(runner, TensorRTRunner) else None
-    finally:
-        runner.close()
-    return Measured(name, precision, found, clocks=clocks)
+def _timed(wanted: Subject, name: str, precision: Precision, runner: Runner) -> Iterator[Measured]:
+    """A runner's latencies; on a GPU also as CUDA graphs, which a net may not allow."""
+    with contextlib.closing(runner):
+        yield _latencies(wanted, name, precision, runner)
+        if not isinstance(runner, TensorRTRunner):
+            return
+        runner.use_graphs()
+        try:
+            yield _latencies(wanted, name, precision, runner, graphs=True)
+        except FaqError as error:
+            yield Measured(name, precision, graphs=True, reason=error.what)
+
+
+def _latencies(wanted: Subject, name: str, precision: Precision, runner: Runner, *, graphs: bool = False) -> Measured:
+    found = tuple(measure(runner, wanted.image, batch) for batch in wanted.batches)
+    clocks = gpu_clocks() if isinstance(runner, TensorRTRunner) else None
+    return Measured(name, precision, found, graphs, clocks=clocks)
 
 
 @contextlib.contextmanager

@@ -48,10 +48,10 @@ def show(found: Bench, console: Console) -> None:
             say(f"From {fewest} calls on: where there are fewer than {_FEW}, p99 is the slowest.")
     for row in found.measured:
         if row.reason:
-            say(f"{row.engine}, {row.precision}: not measured. {row.reason}")
+            say(f"{row.engine}, {_how(row)}: not measured. {row.reason}")
         elif row.clocks is not None:
             clocks = ", ".join(f"{name} {mhz} MHz" for name, mhz in row.clocks.items())
-            say(f"{row.engine}, {row.precision}: {clocks}")
+            say(f"{row.engine}, {_how(row)}: {clocks}")
     macs = sum(cost.macs for cost in found.subject.costs)
     in_int8 = sum(cost.macs for cost in found.subject.costs if cost.int8)
     weights = sum(cost.weight_bytes for cost in found.subject.costs)
@@ -80,8 +80,12 @@ def _measured(rows: Sequence[Measured], found: Bench) -> Table:
     table = _table("engine", "precision", *names)
     for row in rows:
         cells = [f"{one.p50_ms:.4g} / {one.p99_ms:.4g}" for one in row.latencies]
-        table.add_row(*map(Text, (row.engine, row.precision, *cells)))
+        table.add_row(*map(Text, (row.engine, _how(row), *cells)))
     return table
+
+
+def _how(row: Measured) -> str:
+    return f"{row.precision}, CUDA graph" if row.graphs else row.precision
 
 
 def _bounds(bounds: Sequence[Bound], batches: Sequence[int]) -> Table:

@@ -139,11 +139,12 @@ def test_tensorrt_is_timed_in_three_precisions_with_clocks(tmp_path: Path, monke
         lambda text: None,
     )
     tensorrt_package._logger.cache_clear()
-    assert [(row.precision, row.clocks) for row in found.measured] == [
-        (precision, {"clocks.sm": 1695}) for precision in ("int8", "fp16", "fp32")
+    assert [(row.precision, row.graphs, row.clocks) for row in found.measured] == [
+        (precision, graphs, {"clocks.sm": 1695}) for precision in ("int8", "fp16", "fp32") for graphs in (False, True)
     ]
-    assert double.batches == [size for _ in range(3) for size in (1, 2, 4) for _ in range(1 + 5)]
-    assert not (double.memory or double.pinned or double.stack or double.retained)
+    assert double.batches == [size for _ in range(6) for size in (1, 2, 4) for _ in range(1 + 5)]
+    assert double.recorded == 9
+    assert not (double.memory or double.pinned or double.stack or double.retained or double.graphs)
     assert [engine.exists() for engine in built] == [False, False]
     assert {row.gpu for row in found.bounds} == {"A10"}
 
