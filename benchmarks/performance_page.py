@@ -23,7 +23,7 @@ __all__ = ["PAGE", "PLOTS", "RESULTS", "main", "page"]
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
-_PICTURES: Final = PAGE.parent / "pictures"
+_PLOTS: Final = PAGE.parent / "plots"
 _NOT_RUN: Final = "Not run.\n"
 _SHOWN: Final = ("T4", "L4", "GeForce RTX 4090", "AGX Orin 64GB", "Orin NX 16GB")
 
@@ -70,7 +70,7 @@ def main() -> None:
     for name, draw in PLOTS.items():
         source = RESULTS / f"{name}.json"
         if source.is_file():
-            write_atomic(_PICTURES / f"{name}.svg", draw(_rows(source)))
+            write_atomic(_PLOTS / f"{name}.svg", draw(_rows(source)))
 
 
 def _published(path: Path) -> str:

@@ -52,15 +52,15 @@ Chains of residual blocks with 8 channels, from as many convolutions as ResNet-1
 what grows is the cost of nodes (`python benchmarks/scaling.py`). Export includes its checks on 2 images, lint reads the
 file.
 
-![CPU seconds of each stage by nodes, beside a line that grows in proportion](pictures/scaling-depth.svg)
+![CPU seconds of each stage by nodes, beside a line that grows in proportion](plots/scaling-depth.svg)
 """
 
 IMAGES: Final = """\
 ## Growth with images
 `eval` of a small net on JPEG files of 64 pixels, streamed (`python benchmarks/scaling.py --images 2000 8000 32000`).
-What does not grow, a second or two, shows below some thousands of images.
+What does not grow, two to three seconds, shows below some thousands of images.
 
-![CPU seconds and memory of eval by images](pictures/scaling-images.svg)
+![CPU seconds and memory of eval by images](plots/scaling-images.svg)
 """
 
 DECODERS: Final = """\

@@ -37,6 +37,14 @@ def test_depth_is_plotted_beside_a_linear_line() -> None:
     assert all(f">{word}<" in drawn for word in ("rewrite", "lint", "linear", "nodes", "100", "CPU seconds"))
 
 
+@pytest.mark.parametrize("name", sorted(PLOTS))
+def test_committed_plots_are_shown_and_load_nothing(name: str) -> None:
+    text = (PAGE.parent / "plots" / f"{name}.svg").read_text("utf-8")
+    assert f"(plots/{name}.svg)" in PAGE.read_text("utf-8")
+    assert "prefers-color-scheme: dark" in text
+    assert "http" not in text.replace("http://www.w3.org/", "")
+
+
 def test_growth_is_linear_and_memory_flat() -> None:
     """The committed figures, from the second size to the largest: half above linear at most, 64 MiB at most."""
     depth = json.loads((RESULTS / "scaling-depth.json").read_text())["rows"]
