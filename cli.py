@@ -15,6 +15,7 @@ from faq_deploy.cli_errors import ErrorGroup
 from faq_deploy.cli_eval import eval_options
 from faq_deploy.cli_inspect import inspect_options
 from faq_deploy.cli_lint import lint
+from faq_deploy.cli_loading import say_loading
 from faq_deploy.cli_options import float_options, init_options, json_option, training_options
 from faq_deploy.cli_recipes import recipes
 from faq_deploy.cli_snap import snap
@@ -88,6 +89,7 @@ def inspect(model: str, as_json: bool, **options: object) -> None:
       faq-deploy inspect my_net.py:build --input-size 192x256 --bits 4
       faq-deploy inspect timm:efficientnet_b0 --target onnxruntime --json
     """
+    say_loading()
     from faq_deploy import show_inspect
     from faq_deploy.inspect import inspect_model
 
@@ -113,6 +115,7 @@ def quantize(model: str | None, as_json: bool, **options: object) -> None:
           --train-fraction 0.9 --epochs 0 -o runs/mine
       faq-deploy quantize --resume -o runs/r18
     """
+    say_loading()
     from faq_deploy import parsed_options, show, verbs
 
     wanted = parsed_options.training_options(model, options)
@@ -136,6 +139,7 @@ def train(model: str | None, as_json: bool, **options: object) -> None:
           --recipe cifar-float -o runs/cifar
       faq-deploy train --resume -o runs/cifar
     """
+    say_loading()
     from faq_deploy import parsed_options, show, train_float
 
     wanted = parsed_options.training_options(model, options)
@@ -157,6 +161,7 @@ def export(run: Path, check_images: int, pack_int4: bool, as_json: bool) -> None
     Example:
       faq-deploy export runs/r18
     """
+    say_loading()
     from engines.run_folder import RunFolder
     from faq_deploy import show, verbs
 
@@ -177,6 +182,7 @@ def build(source: Path, output: Path | None, force: bool, as_json: bool, **optio
       faq-deploy build runs/r18
       faq-deploy build runs/r18 --runtime tensorrt-rtx --sm 75 --sm 86
       faq-deploy build model.onnx -o r18-engines
+      faq-deploy build runs/r18 --runtime onnxruntime --bench
     """
     from engines import show_build
 
@@ -212,6 +218,7 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
         from faq_deploy import show_file_eval
 
         sys.exit(show_file_eval.evaluate(run, options, as_json=as_json))
+    say_loading()
     from faq_deploy import parsed_options, show, verbs
 
     wanted, data = parsed_options.eval_options(options)
@@ -296,6 +303,7 @@ def demo(output: Path) -> None:
     Example:
       faq-deploy demo -o runs/demo
     """
+    say_loading()
     from faq_deploy import demonstration
 
     sys.exit(demonstration.run(output))

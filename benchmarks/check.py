@@ -4,8 +4,8 @@ python benchmarks/check.py
 python benchmarks/check.py --write
 
 A ratio may be worse than the one in results/check.json by 15 %, or by twice what the rounds of its measurement differ
-if that is more: a noisy machine asks for less. Ratios depend on the processor: where none are kept for this one, the
-goals that the benchmark itself states are the limits. It takes some three minutes.
+if that is more: a noisy machine asks for less. What fails is measured once more. Ratios depend on the processor: where
+none are kept for this one, the goals that the benchmark itself states are the limits. It takes two minutes of CPU time.
 """
 
 from __future__ import annotations
@@ -175,14 +175,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kept[cpu.model][check.script] = {
                 str(row[check.name]): _number(row[check.ratio]) for row in rows if row[check.name] in check.rows
             }
-        for verdict in verdicts(check, rows, None if mine is None else mine[check.script]):
-            found.append(verdict)
-            before = "none" if verdict.kept is None else f"{verdict.kept:.3f}"
-            word = "holds" if verdict.holds else "WORSE"
-            print(f"{verdict.what}: {verdict.found:.3f}, kept {before}, limit {verdict.limit:.3f}: {word}")
+        before = None if mine is None else mine[check.script]
+        judged = verdicts(check, rows, before)
+        if not (wanted.write or all(verdict.holds for verdict in judged)):
+            print(f"{check.script}: measured again, since {_sentence(min(judged, key=lambda v: v.holds))}")
+            again = verdicts(check, _measured(check), before)
+            judged = [max(pair, key=lambda v: v.holds) for pair in zip(judged, again, strict=True)]
+        found += judged
+        for verdict in judged:
+            print(_sentence(verdict))
     if wanted.write:
         write_atomic(KEPT, json.dumps(kept, indent=1) + "\n")
     return 0 if all(verdict.holds for verdict in found) else 1
+
+
+def _sentence(verdict: Verdict) -> str:
+    before = "none" if verdict.kept is None else f"{verdict.kept:.3f}"
+    word = "holds" if verdict.holds else "WORSE"
+    return f"{verdict.what}: {verdict.found:.3f}, kept {before}, limit {verdict.limit:.3f}: {word}"
 
 
 if __name__ == "__main__":

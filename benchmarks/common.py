@@ -33,6 +33,7 @@ __all__ = [
     "goal",
     "interleaved",
     "make_parser",
+    "markdown",
     "median_ratio",
     "noise",
     "publish",
@@ -183,16 +184,20 @@ def publish(title: str, machine: Machine, rows: Sequence[Row], arguments: argpar
         f"{machine.cpu}, {machine.cores} cores, VNNI {machine.vnni}, load before {machine.load:g}; "
         f"torch {machine.torch}, onnxruntime {machine.onnxruntime}; commit {machine.commit}\n"
     )
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *[[_text(row.get(column)) for column in columns] for row in rows]]
-    for line in lines:
-        print("| " + " | ".join(line) + " |")
+    print(markdown(rows), end="")
     if any(isinstance(spread := row.get(_NOISE), float) and spread > _TOO_NOISY for row in rows):
         print(f"\nSome rounds differ by over {_TOO_NOISY:g} % from their median: repeat on a quiet machine.")
     if arguments.json is not None:
         options = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
         record = {"title": title, "machine": asdict(machine), "arguments": options, "rows": list(rows)}
         write_atomic(arguments.json, json.dumps(record, indent=1) + "\n")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a table; the first row has all columns, in order."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *[[_text(row.get(column)) for column in columns] for row in rows]]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def random_net(name: str, images: Tensor) -> nn.Module:

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from benchmarks.common import this_machine
 from engines.files import write_atomic
 
-__all__ = ["NETWORKS", "SMS", "EngineFigures", "NetworkFigures", "Record", "main", "measure", "table"]
+__all__ = ["NETWORKS", "SMS", "EngineFigures", "NetworkFigures", "Record", "main", "measure", "table", "write_onnx"]
 
 NETWORKS: Final = ("resnet18", "resnet34", "resnet50", "resnet152", "inception_v3", "densenet161", "vgg16_bn")
 SMS: Final = (75, 86, 89, 120)
@@ -94,7 +94,7 @@ def measure(network: str) -> NetworkFigures:
     engines: dict[str, EngineFigures] = {}
     with tempfile.TemporaryDirectory() as folder:
         path, output = Path(folder) / "model.onnx", Path(folder) / "engines"
-        _write_onnx(network, path)
+        write_onnx(network, path)
         results = build_onnx_file(path, output, ["tensorrt-rtx"], SMS, BuildOptions(), version=__version__)
         for sm, result in zip(SMS, results, strict=True):
             built = result.manifest
@@ -127,7 +127,8 @@ def table(record: Record) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _write_onnx(network: str, path: Path) -> None:
+def write_onnx(network: str, path: Path) -> None:
+    """Write a network of torchvision as a QDQ file: random weights, 8 bits, target `tensorrt`."""
     import onnx
     import torch
     from onnx import helper

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
 
     from engines.run_folder import RunFolder
 
-__all__ = ["main"]
+__all__ = ["SMALL_NET", "main", "photos", "streamed"]
 
 _OVERHEAD: Final = 10.0  # percent of the time in the stages' own calls
 _GROWTH: Final = 64.0  # MiB from the smallest number of images to the largest
 _CLASSES: Final = 8
 _PHOTOS: Final = 64  # distinct ones; more images are links to them
 
-_SMALL_NET: Final = """
+SMALL_NET: Final = """
 from torch import nn
 
 def build(num_classes: int = 8) -> nn.Module:
@@ -71,7 +72,7 @@ def _overhead(root: Path, count: int) -> Row:
     from faq_deploy.run_data import reopen_validation
 
     model = random_net("resnet18", torch.rand(8, 3, 224, 224))
-    _folder(root / "data", 224, count)
+    photos(root / "data", 224, count)
     _by_answer(root / "data", model)
     torch.save(model.state_dict(), root / "w.pth")
     loaded = load_run(_made(root, "torchvision:resnet18", root / "w.pth", 224, 1000))
@@ -93,14 +94,7 @@ def _overhead(root: Path, count: int) -> Row:
 def _memory(root: Path, counts: list[int]) -> list[Row]:
     rows: list[Row] = []
     peaks = []
-    for count in sorted(counts):
-        place = root / str(count)
-        place.mkdir()
-        (place / "net.py").write_text(_SMALL_NET)
-        _folder(place / "data", 64, count)
-        run = _made(place, f"{place / 'net.py'}:build", "random", 64, _CLASSES).path
-        done = subprocess.run([sys.executable, __file__, "--run", str(run)], capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout)
+    for count, found in streamed(root, counts):
         peaks.append(found["peak_mib"])
         growth = peaks[-1] - peaks[0]
         wanted = goal(growth, at_most=_GROWTH) if len(peaks) > 1 else goal(growth)
@@ -108,6 +102,26 @@ def _memory(root: Path, counts: list[int]) -> list[Row]:
         row: dict[str, Cell] = {"what": what, "value": found["peak_mib"], "eval, s": found["seconds"]}
         rows.append(row | wanted)
     return rows
+
+
+def streamed(root: Path, counts: list[int]) -> Iterator[tuple[int, dict[str, float]]]:
+    """Evaluate a small net on so many images, each time in a process of its own.
+
+    Args:
+        root: an empty folder.
+        counts: of images.
+
+    Yields:
+        From the smallest count on: `seconds`, `cpu_seconds` and `peak_mib`.
+    """
+    for count in sorted(counts):
+        place = root / str(count)
+        place.mkdir()
+        (place / "net.py").write_text(SMALL_NET)
+        photos(place / "data", 64, count)
+        run = _made(place, f"{place / 'net.py'}:build", "random", 64, _CLASSES).path
+        done = subprocess.run([sys.executable, __file__, "--run", str(run)], capture_output=True, text=True, check=True)
+        yield count, json.loads(done.stdout)
 
 
 def _evaluated(run: Path) -> dict[str, float]:
@@ -118,16 +132,16 @@ def _evaluated(run: Path) -> dict[str, float]:
     from faq_deploy.limits import Limits
 
     options = EvalOptions(batch_size=64, reference_images=64, limits=Limits(allow_skip=True, allow_undecided=True))
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     verbs.evaluate_verb(RunFolder(run), options, None, lambda done, total: None)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     # not ru_maxrss: a process starts with that of the one that forked it
     status = Path("/proc/self/status").read_text("utf-8")
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return {"seconds": seconds, "peak_mib": int(peak.split()[1]) / 1024}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": int(peak.split()[1]) / 1024}
 
 
-def _folder(root: Path, size: int, count: int) -> None:
+def photos(root: Path, size: int, count: int) -> None:
     """A few images to train on and `count` to validate on, most of them links to the same JPEG files."""
     rng = np.random.default_rng(0)
     for split, images in (("train", _PHOTOS), ("val", count)):

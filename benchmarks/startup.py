@@ -21,7 +21,7 @@ from benchmarks.common import Row, goal, interleaved, make_parser, noise, publis
 from cli import main as command_line
 from engines.errors import CannotRunHere
 
-__all__ = ["main"]
+__all__ = ["executable", "main"]
 
 _SECONDS: Final = 0.4
 _BARE: Final = "python -c pass"
@@ -35,7 +35,7 @@ def main() -> None:
     commands = {_BARE: [sys.executable, "-c", "pass"]}
     for verb in ("", *sorted(command_line.commands)):
         words = [*verb.split(), "--help"]
-        commands[" ".join(["faq-deploy", *words])] = [_executable(), *words]
+        commands[" ".join(["faq-deploy", *words])] = [executable(), *words]
     cpu: dict[str, list[float]] = {name: [] for name in commands}
     cases: dict[str, Callable[[], object]] = {
         name: partial(_start, words, cpu[name]) for name, words in commands.items()
@@ -56,7 +56,7 @@ def main() -> None:
     publish(f"Start of the command line, {arguments.rounds} rounds", machine, rows, arguments)
 
 
-def _executable() -> str:
+def executable() -> str:
     """The `faq-deploy` of this Python, or else the one on the PATH."""
     own = Path(sys.executable).with_name("faq-deploy")
     found = str(own) if own.exists() else shutil.which("faq-deploy")

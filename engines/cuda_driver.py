@@ -21,6 +21,7 @@ __all__ = [
     "Error",
     "MemoryError",
     "Stream",
+    "call",
     "init",
     "library",
     "mem_alloc",
@@ -53,7 +54,7 @@ def library() -> ctypes.CDLL:
 
 def init() -> None:
     """Start the driver; calling it again is harmless."""
-    _call("cuInit", 0)
+    call("cuInit", 0)
 
 
 class Device:
@@ -65,17 +66,17 @@ class Device:
 
     def __init__(self, index: int) -> None:
         self._handle = ctypes.c_int()
-        _call("cuDeviceGet", ctypes.byref(self._handle), index)
+        call("cuDeviceGet", ctypes.byref(self._handle), index)
 
     def retain_primary_context(self) -> Context:
         """The context that PyTorch and the CUDA runtime use too; `detach` lets go of it."""
         context = ctypes.c_void_p()
-        _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._handle)
+        call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._handle)
         return Context(context, self._handle)
 
     def release_primary_context(self) -> None:
         """Undo one `retain_primary_context`; the driver destroys the context when nobody else holds it."""
-        _call("cuDevicePrimaryCtxRelease_v2", self._handle)
+        call("cuDevicePrimaryCtxRelease_v2", self._handle)
 
 
 class Context:
@@ -86,16 +87,16 @@ class Context:
 
     def push(self) -> None:
         """Make it current in this thread."""
-        _call("cuCtxPushCurrent_v2", self._handle)
+        call("cuCtxPushCurrent_v2", self._handle)
 
     @staticmethod
     def pop() -> None:
         """Make current again what was before."""
-        _call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+        call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
 
     def detach(self) -> None:
         """Release it; the driver destroys it when nobody else holds it."""
-        _call("cuDevicePrimaryCtxRelease_v2", self._device)
+        call("cuDevicePrimaryCtxRelease_v2", self._device)
 
 
 class Stream:
@@ -103,7 +104,7 @@ class Stream:
 
     def __init__(self) -> None:
         self._pointer = ctypes.c_void_p()
-        _call("cuStreamCreate", ctypes.byref(self._pointer), _NON_BLOCKING)
+        call("cuStreamCreate", ctypes.byref(self._pointer), _NON_BLOCKING)
 
     @property
     def handle(self) -> int:
@@ -112,7 +113,7 @@ class Stream:
 
     def synchronize(self) -> None:
         """Wait until all its work is done."""
-        _call("cuStreamSynchronize", self._pointer)
+        call("cuStreamSynchronize", self._pointer)
 
     def __del__(self) -> None:
         if self._pointer.value:
@@ -124,14 +125,14 @@ class _Allocation:
 
     def __init__(self, size: int) -> None:
         self._pointer = ctypes.c_uint64()
-        _call("cuMemAlloc_v2", ctypes.byref(self._pointer), ctypes.c_size_t(size))
+        call("cuMemAlloc_v2", ctypes.byref(self._pointer), ctypes.c_size_t(size))
 
     def __int__(self) -> int:
         return self._pointer.value
 
     def free(self) -> None:
         """Give it back."""
-        _call("cuMemFree_v2", self._pointer)
+        call("cuMemFree_v2", self._pointer)
 
 
 class _Pinned:
@@ -140,7 +141,7 @@ class _Pinned:
     def __init__(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         size = int(np.prod(shape)) * dtype.itemsize
         self._pointer = ctypes.c_void_p()
-        _call("cuMemAllocHost_v2", ctypes.byref(self._pointer), ctypes.c_size_t(max(size, 1)))
+        call("cuMemAllocHost_v2", ctypes.byref(self._pointer), ctypes.c_size_t(max(size, 1)))
         self.__array_interface__ = {
             "version": 3,
             "shape": tuple(shape),
@@ -150,7 +151,7 @@ class _Pinned:
 
     def free(self) -> None:
         """Give it back; the array must not be used any more."""
-        _call("cuMemFreeHost", self._pointer)
+        call("cuMemFreeHost", self._pointer)
 
 
 def mem_alloc(size: int) -> _Allocation:
@@ -181,16 +182,25 @@ def pagelocked_empty(shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[
 def memcpy_htod_async(memory: _Allocation, host: npt.NDArray[Any], stream: Stream) -> None:
     """Copy an array (C contiguous) to the GPU, in the stream's order."""
     pointer, size = ctypes.c_void_p(host.ctypes.data), ctypes.c_size_t(host.nbytes)
-    _call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(int(memory)), pointer, size, ctypes.c_void_p(stream.handle))
+    call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(int(memory)), pointer, size, ctypes.c_void_p(stream.handle))
 
 
 def memcpy_dtoh_async(host: npt.NDArray[Any], memory: _Allocation, stream: Stream) -> None:
     """Copy GPU memory into an array (C contiguous), in the stream's order."""
     pointer, size = ctypes.c_void_p(host.ctypes.data), ctypes.c_size_t(host.nbytes)
-    _call("cuMemcpyDtoHAsync_v2", pointer, ctypes.c_uint64(int(memory)), size, ctypes.c_void_p(stream.handle))
+    call("cuMemcpyDtoHAsync_v2", pointer, ctypes.c_uint64(int(memory)), size, ctypes.c_void_p(stream.handle))
 
 
-def _call(name: str, *arguments: object) -> None:
+def call(name: str, *arguments: object) -> None:
+    """Call a function of the driver's library.
+
+    Args:
+        name: of the function.
+        arguments: as ctypes takes them.
+
+    Raises:
+        Error: it did not succeed.
+    """
     code = int(getattr(library(), name)(*arguments))
     if code:
         text = ctypes.c_char_p()

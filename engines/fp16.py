@@ -16,7 +16,7 @@ from engines.qdq_graph import Constant, QdqGraph, attributes, read_graph
 from engines.tensor_kinds import FLOAT32, element_type, tensor_kinds
 from engines.turing_forms import for_every_gpu
 
-__all__ = ["fp16_baseline", "fp16_rest"]
+__all__ = ["float_baseline", "fp16_baseline", "fp16_rest"]
 
 # what may follow a layer in FP16; sums of squares and exponentials, which leave its range, stay FP32
 _FOLLOWERS: Final = frozenset(
@@ -84,6 +84,24 @@ def fp16_baseline(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         InputError: a layer that TensorRT has no kernel for in any form, or an operator set older than 13.
     """
+    plain = float_baseline(model)
+    kinds = tensor_kinds(plain)
+    halves = [node.output[0] for node in plain.graph.node if _takes_half(node, kinds)]
+    return in_half(plain, halves)
+
+
+def float_baseline(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network without quantization in FP32, as `fp16_baseline` has it in FP16.
+
+    Args:
+        model: a QDQ network.
+
+    Returns:
+        A model without QuantizeLinear and DequantizeLinear.
+
+    Raises:
+        InputError: as `fp16_baseline`.
+    """
     edit = GraphEdit(for_every_gpu(model)[0])
     chosen = [node for node in edit.model.graph.node if node.op_type in _QUANTIZERS or _clips_codes(edit, node)]
     if chosen:
@@ -92,9 +110,18 @@ def fp16_baseline(model: onnx.ModelProto) -> onnx.ModelProto:
     del plain.graph.value_info[:]  # codes that are none any more
     for output in plain.graph.output:
         output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    kinds = tensor_kinds(plain)
-    halves = [node.output[0] for node in plain.graph.node if _takes_half(node, kinds)]
-    return in_half(plain, halves)
+    _forget_codes(plain.graph)
+    return plain
+
+
+def _forget_codes(graph: onnx.GraphProto) -> None:
+    """Rename the tensors inside that are named as codes, which runners would look for."""
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name.endswith(".codes") and name not in outputs:
+                    names[index] = f"{name}.float"
 
 
 def _without_quantizer(edit: GraphEdit, node: onnx.NodeProto) -> None:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from engines import show_bench
+from engines.bench import Bench, bench, subject
 from engines.build import BuildEvent, BuildResult, build_engines, build_onnx_file, exit_code
 from engines.build_config import refuse_dla
 from engines.build_options import BuildOptions
@@ -21,7 +23,7 @@ from engines.doctor import diagnose
 from engines.engine_manifest import EngineManifest
 from engines.engine_plan import sentences
 from engines.errors import InputError
-from engines.host import RuntimeName, tool_version
+from engines.host import RuntimeName, this_host, tool_version
 from engines.next_command import next_command
 from engines.profile import parse_profile
 from engines.run_folder import RunFolder
@@ -56,6 +58,8 @@ def build(
         raise refuse_dla()
     names, sms = cast(Sequence[RuntimeName], options["runtimes"]), cast(Sequence[int], options["sms"])
     wanted, version = chosen_options(options), tool_version()
+    model = source if source.suffix == ".onnx" else source / "model.onnx"
+    benched = subject(model, wanted.profile) if options.get("bench") and model.is_file() else None
     if source.suffix == ".onnx" and not source.exists():
         raise InputError(f"{source} does not exist.", "check the path; `faq-deploy export RUN` writes RUN/model.onnx.")
     if source.is_file():
@@ -69,10 +73,14 @@ def build(
         folder = source / "engines"
         results = build_engines(RunFolder(source), names, sms, wanted, version=version, on_event=_progress, force=force)
     code = exit_code(results)
+    found = None
+    if benched is not None:
+        found = bench(benched, results, folder, wanted, this_host(), _say)
     if as_json:
-        print(json.dumps({"exit_code": code, "engines": [_as_dict(r) for r in results]}, indent=2))
+        answer: dict[str, object] = {"exit_code": code, "engines": [_as_dict(r) for r in results]}
+        print(json.dumps(answer | ({} if found is None else {"bench": show_bench.as_dict(found)}), indent=2))
     else:
-        _print(results, folder)
+        _print(results, folder, found)
         if source.is_dir() and any(result.manifest for result in results):
             print(f"Next: faq-deploy eval {shlex.quote(str(source))}")
     return code
@@ -115,12 +123,16 @@ def doctor(*, as_json: bool) -> None:
 
 
 def _progress(event: BuildEvent) -> None:
-    said = {"start": f"building {event.name} ...", "wait": f"{event.name}: {event.text} ..."}
+    said = {"start": f"building {event.name}", "wait": f"{event.name}: {event.text}"}
     if event.phase in said:
-        print(said[event.phase], file=sys.stderr, flush=True)
+        _say(said[event.phase])
 
 
-def _print(results: Sequence[BuildResult], folder: Path) -> None:
+def _say(text: str) -> None:
+    print(f"{text} ...", file=sys.stderr, flush=True)
+
+
+def _print(results: Sequence[BuildResult], folder: Path, found: Bench | None) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("engine", "status", "MB", "seconds", "runtime"):
         table.add_column(column, justify="right" if column in {"MB", "seconds"} else "left")
@@ -143,6 +155,8 @@ def _print(results: Sequence[BuildResult], folder: Path) -> None:
         lines.append(f"Engines are in {folder}")
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+    if found is not None:
+        show_bench.show(found, console)
 
 
 def _layers(results: Sequence[BuildResult]) -> list[str]:

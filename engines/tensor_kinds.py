@@ -15,11 +15,12 @@ FLOAT32: Final = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.UNDEFINED})
 _SMALL: Final = 1024  # elements of a constant that may say a shape
 
 
-def tensor_kinds(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+def tensor_kinds(model: onnx.ModelProto, batch: int | None = None) -> dict[str, onnx.TypeProto]:
     """Type and shape by tensor name.
 
     Args:
         model: of any size; its large weights are not copied.
+        batch: in the place of the inputs' first size, where that is open; None leaves it so.
 
     Returns:
         What is known; a tensor that nothing is known of is left out.
@@ -31,6 +32,8 @@ def tensor_kinds(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     light.graph.input.extend(graph.input)
     light.graph.output.extend(graph.output)
     light.graph.value_info.extend(graph.value_info)
+    if batch is not None:
+        _close(light.graph, batch)
     named = {value.name for value in graph.input}
     for tensor in graph.initializer:
         if math.prod(tensor.dims) <= _SMALL:
@@ -45,6 +48,17 @@ def tensor_kinds(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     for tensor in graph.initializer:
         kinds.setdefault(tensor.name, helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims)))
     return kinds
+
+
+def _close(graph: onnx.GraphProto, batch: int) -> None:
+    """Give the inputs a batch, and forget the shapes that were told for an open one."""
+    for value in graph.input:
+        for first in value.type.tensor_type.shape.dim[:1]:
+            if not first.HasField("dim_value"):
+                first.dim_value = batch
+    del graph.value_info[:]
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
 
 
 def sizes(kinds: Mapping[str, onnx.TypeProto], name: str) -> tuple[int | None, ...] | None:

@@ -11,8 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from engines import cuda_driver
 from engines.batch import native_batch
 from engines.cuda import Context, Memory, Stream, current, load_cuda, release
+from engines.cuda_graph import CudaGraph
 from engines.errors import CannotRunHere, InputError
 from engines.runner import FloatArray
 from engines.tensorrt import gpu_for_tensorrt
@@ -54,6 +56,8 @@ class TensorRTRunner:
         self._execution: Any = None
         self._images: Any = None  # pinned and GPU memory of the input
         self._answers: dict[str, tuple[Any, Memory]] = {}  # the same of each output
+        self._in_graphs = False
+        self._graphs: dict[int, CudaGraph] = {}  # by batch
         try:
             self._cuda.init()
             self._thread = threading.get_ident()
@@ -104,6 +108,10 @@ class TensorRTRunner:
                     for name in names:
                         found[name][start : start + len(piece)] = self._answers[name][0][: len(piece)]
         return found
+
+    def use_graphs(self) -> None:
+        """From now on launch the kernels of a batch as one CUDA graph, recorded when its size first comes."""
+        self._in_graphs = True
 
     def close(self) -> None:
         """Free GPU and pinned memory and let go of the primary context; calling it twice is harmless.
@@ -181,11 +189,24 @@ class TensorRTRunner:
         images[len(piece) : rows] = 0
         self._set_batch(rows)
         self._cuda.memcpy_htod_async(images_memory, images[:rows], stream)
-        self._must(self._execution.execute_async_v3(stream.handle), "the engine does not run")
+        self._execute(rows, stream.handle)
         for name in names:
             answers, answers_memory = self._answers[name]
             self._cuda.memcpy_dtoh_async(answers[:rows], answers_memory, stream)
         stream.synchronize()
+
+    def _execute(self, rows: int, stream: int) -> None:
+        def kernels() -> None:
+            self._must(self._execution.execute_async_v3(stream), "the engine does not run")
+
+        try:
+            if rows in self._graphs:
+                return self._graphs[rows].launch()
+            kernels()  # also before a recording: TensorRT sets itself up for the batch
+            if self._in_graphs:
+                self._graphs[rows] = CudaGraph(stream, kernels)
+        except cuda_driver.Error as error:
+            raise CannotRunHere(f"{self.name}: its kernels make no CUDA graph: {error}.", "run it without.") from error
 
     def _set_batch(self, rows: int) -> None:
         shape = (rows, *self._input_shape)
@@ -244,6 +265,8 @@ class TensorRTRunner:
 
         if self._stream is not None:  # after Ctrl-C the GPU may still be at work on what is freed next
             attempt(self._stream.synchronize)
+        while self._graphs:
+            attempt(self._graphs.popitem()[1].free)
         self._execution = None
         while self._engine_objects:
             self._engine_objects.pop()

@@ -57,6 +57,7 @@ build_options = options(
         "--rebuilds", type=click.IntRange(1), default=1, show_default=True, help="Build so often; the worst counts."
     ),
     _workspace,
+    click.option("--bench", is_flag=True, help="Time the engines that run here, beside what GPUs could do at best."),
     click.option("--dla", is_flag=True, help="Build for the DLA of a Jetson: says why it can't."),
     click.option(
         "--output",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -52,6 +53,9 @@ class CudaDouble:
         self.pieces: list[FloatArray] = []  # their images
         self.fail: dict[str, Callable[[], object]] = {}  # what to do instead, by the name of a call
         self.dead = False  # a GPU that lets no context become current: what it held can only be dropped
+        self.recording: list[Callable[[], None]] | None = None  # what a stream records now
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.recorded = 0  # graphs so far
         self.next_address = 4096
         self.stream: int | None = 77  # that work must be put on; None takes any
 
@@ -186,7 +190,44 @@ class CudaDouble:
             self.retained -= 1
             return 0
 
+        def begin(stream: Any, mode: int) -> int:
+            assert (stream.value, mode, self.recording) == (77, 1, None)
+            self.recording = []
+            return 0
+
+        def end(stream: Any, graph: Any) -> int:
+            recorded, self.recording = self.recording, None
+            assert recorded is not None
+            if not self.during("cuStreamEndCapture"):
+                return 901  # CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+            self.recorded += 1
+            graph._obj.value = self.recorded
+            self.graphs[self.recorded] = recorded
+            return 0
+
+        def instantiate(executable: Any, graph: Any, flags: Any) -> int:
+            executable._obj.value = graph.value
+            return 0
+
+        def launch(executable: Any, stream: Any) -> int:
+            self.during("cuGraphLaunch")
+            for work in self.graphs[executable.value]:
+                work()
+            return 0
+
+        def destroy(executable: Any) -> int:
+            self.during("cuGraphExecDestroy")
+            del self.graphs[executable.value]
+            return 0
+
         return SimpleNamespace(
+            cuStreamBeginCapture_v2=begin,
+            cuStreamEndCapture=end,
+            cuGraphInstantiateWithFlags=instantiate,
+            cuGraphDestroy=lambda graph: 0,
+            cuGraphLaunch=launch,
+            cuGraphExecDestroy=destroy,
+            cuGetErrorName=lambda code, text: 0,
             cuCtxGetCurrent=current,
             cuCtxPopCurrent_v2=pop,
             cuDeviceGet=lambda device, index: index,
@@ -266,13 +307,20 @@ class Execution:
         if not self.double.during("execute_async_v3"):
             return False
         assert set(self.addresses) == {*self.double.inputs, "extra", "logits"}
+        if self.double.recording is None:
+            self.run(self.rows)
+        else:
+            self.double.recording.append(partial(self.run, self.rows))
+        return True
+
+    def run(self, rows: int) -> None:
+        """The kernels, now or when a graph is launched."""
         size = int(np.prod(self.double.image))
-        images = self.double.memory[self.addresses["input"]][: self.rows * size].reshape(self.rows, size).copy()
-        self.double.batches.append(self.rows)
+        images = self.double.memory[self.addresses["input"]][: rows * size].reshape(rows, size).copy()
+        self.double.batches.append(rows)
         self.double.pieces.append(images)
         answers = np.stack([images.sum(1), images[:, 0]], axis=1)
         self.double.memory[self.addresses["logits"]][: answers.size] = answers.ravel()
-        return True
 
     def __del__(self) -> None:
         assert self.double.dead or self.double.stack[-1:] == ["primary"], "it was freed outside its CUDA context"

@@ -60,4 +60,19 @@ def test_the_command_fails_where_a_ratio_got_worse(
         rows: list[Row] = [{"net": name, "by float": factor, "+-, %": 0.0} for name in first.rows]
         monkeypatch.setattr(check, "_measured", lambda _, rows=rows: rows)
         assert check.main(arguments) == code
-    assert capsys.readouterr().out.count("WORSE") == len(first.rows)
+    assert capsys.readouterr().out.count("WORSE") == 1 + len(first.rows)  # said, measured again, said
+
+
+def test_what_fails_is_measured_once_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = CHECKS[0]
+    tables = iter([1.0, 1.5, 1.1, 1.5, 1.5, 1.0])
+    monkeypatch.setattr(check, "CHECKS", (first,))
+    monkeypatch.setattr(check, "KEPT", tmp_path / "check.json")
+
+    def measured(_: Check) -> list[Row]:
+        factor = next(tables)
+        return [{"net": name, "by float": factor, "+-, %": 0.0} for name in first.rows]
+
+    monkeypatch.setattr(check, "_measured", measured)
+    assert [check.main(["--write"]), check.main([]), check.main([])] == [0, 0, 1]
+    assert list(tables) == [1.0]

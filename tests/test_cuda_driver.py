@@ -205,7 +205,7 @@ def test_context_that_is_not_let_go_does_not_hide_the_cause(
     runner = TensorRTRunner(engine)
     library.double_fail(CONTEXTS[2].encode(), UNKNOWN)
     if cause:
-        monkeypatch.setattr(cuda_driver.Stream, "synchronize", lambda stream: cuda_driver._call(cause, None))
+        monkeypatch.setattr(cuda_driver.Stream, "synchronize", lambda stream: cuda_driver.call(cause, None))
     with pytest.raises(CannotRunHere, match=f"CUDA failed: {cause or CONTEXTS[2]}"):
         runner(pictures(2)) if cause else runner.close()
     gc.collect()

@@ -77,6 +77,30 @@ def test_every_layout_of_the_same_numbers_gives_the_same_logits(install: Install
     runner.close()
 
 
+def test_a_graph_is_recorded_for_each_batch_and_gives_the_same_logits(install: Install) -> None:
+    double = CudaDouble((1, 2, 4))
+    runner = TensorRTRunner(install(double))
+    runner.use_graphs()
+    for count in (4, 4, 7, 3, 4):
+        assert np.array_equal(runner(_images(count)), _expected(_images(count)))
+    assert double.batches == [4, 4, 4, 3, 3, 4]  # a recording runs nothing by itself
+    assert len(double.graphs) == double.recorded == 2  # of 4 and of 3 images
+    runner.close()
+    assert not double.graphs
+    assert _nothing_left(double)
+
+
+def test_work_that_cant_be_recorded_is_told_and_leaves_nothing(install: Install) -> None:
+    double = CudaDouble()
+    runner = TensorRTRunner(install(double))
+    runner.use_graphs()
+    double.fail["cuStreamEndCapture"] = lambda: False
+    with pytest.raises(CannotRunHere, match=r"its kernels make no CUDA graph: cuStreamEndCapture: .* .error 901"):
+        runner(_images(1))
+    assert not double.graphs
+    assert _nothing_left(double)
+
+
 def test_read_only_images_are_accepted(install: Install) -> None:
     runner = TensorRTRunner(install(CudaDouble()))
     images = _images(3)

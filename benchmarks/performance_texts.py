@@ -1,0 +1,101 @@
+"""What docs/performance.md says between its tables."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    *(
+        "DECODERS",
+        "DECODERS_VERDICT",
+        "DEPTH",
+        "GUARD",
+        "HEAD",
+        "HELP",
+        "IMAGES",
+        "OTHERS",
+        "PEAKS",
+        "ROOFLINE",
+        "START",
+    ),
+]
+
+HEAD: Final = """\
+# Performance
+
+Written by `benchmarks/performance_page.py` from the files in `benchmarks/results`; edit those, not this page. Training,
+calibration, export and inference are in [Speed](speed.md).
+
+All was measured on one machine with 2 cores and no GPU, on which other work was going on ("load before" is the number
+of busy processes): CPU time holds under load, wall time only tells an upper limit.
+"""
+
+ROOFLINE: Final = """\
+## How fast an engine could be
+Predicted, not measured: the paper's networks at 8 bits, from the QDQ graph and NVIDIA's data sheets (`python
+benchmarks/rooflines.py`). Each cell has the least milliseconds at batch 1 / batch 32 in INT8, and in brackets how much
+longer FP16 must take at batch 32. `faq-deploy build --bench` prints the same for any network, and beside it what was
+measured ([Engines](engines.md#how-fast)).
+
+On a T4, 19 of ResNet-18's 24 kernels wait for memory at batch 1, and 11 at batch 32: INT8 gains there by its smaller
+numbers, elsewhere by its faster products. No engine of ours has been timed on a GPU yet.
+"""
+
+PEAKS: Final = """\
+### The peaks
+Dense (without sparsity), at boost clocks:
+"""
+
+DEPTH: Final = """\
+## Growth with depth
+Chains of residual blocks with 8 channels, from as many convolutions as ResNet-18 has to as many as ResNet-1001 has:
+what grows is the cost of nodes (`python benchmarks/scaling.py`). Export includes its checks on 2 images, lint reads the
+file.
+
+![CPU seconds of each stage by nodes, beside a line that grows in proportion](plots/scaling-depth.svg)
+"""
+
+IMAGES: Final = """\
+## Growth with images
+`eval` of a small net on JPEG files of 64 pixels, streamed (`python benchmarks/scaling.py --images 2000 8000 32000`).
+What does not grow, two to three seconds, shows below some thousands of images.
+
+![CPU seconds and memory of eval by images](plots/scaling-images.svg)
+"""
+
+DECODERS: Final = """\
+## Decoders
+Every verb reads images through Pillow, on the edge box too. Would another decoder be faster, and give the same bytes?
+(`python benchmarks/decoders.py`; two photos in three sizes; the forms are those of JPEG files.) PyTurboJPEG needs a
+libturbojpeg of the system, which was not there.
+"""
+
+DECODERS_VERDICT: Final = """\
+Pillow stays. Where the pixels agree, that is because all of these wheels bring libjpeg-turbo: a promise of the wheels,
+not of the format, which a box with another build of Pillow would break without a word. What reads CMYK and all else
+would still be Pillow, and most of the time goes into the resize, which has to be Pillow's for its bytes. Decoding is
+spread over threads, and `eval` decodes the next batches while the present one is inferred.
+"""
+
+START: Final = """\
+## Start
+Seconds until a verb says its first word on a terminal (`python benchmarks/first_progress.py`). Verbs that need PyTorch
+say at once that they load it: the import costs 3 to 4 seconds of CPU time here, and their own work begins after that.
+"""
+
+HELP: Final = """\
+And of `--help` (`python benchmarks/startup.py`):
+"""
+
+GUARD: Final = """\
+## Regression guard
+`make check-speed` measures these ratios again and fails where one is worse by more than 15 %, or by more than twice
+what its own rounds differ; what fails is measured once more. It took 110 s of CPU time on this machine, under six
+minutes with seven other processes at work, and all held. It is not part of `make test`: ratios belong to a processor,
+and processors of one name differ (ours calls itself "AMD EPYC", as generations do that compute INT8 differently), so
+that it would now and then fail on a machine of another kind without a cause. Run it on one that is yours.
+"""
+
+OTHERS: Final = """\
+## Beside other tools
+"""
