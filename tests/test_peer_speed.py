@@ -18,7 +18,7 @@ def process(*answers: object) -> speed._Process:
     program = subprocess.Popen(
         [sys.executable, "-c", f"print({lines!r}, end='')"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    return speed._Process(speed.TOOLS[3], program)
+    return speed._Process(speed.TOOLS[4], program)
 
 
 def test_what_a_tool_refuses_is_kept_and_shown() -> None:

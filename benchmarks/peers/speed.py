@@ -66,6 +66,7 @@ TOOLS: Final = (
     Tool("float", _FLOAT, calibrates="forward passes alone"),
     Tool("ours", "faq-deploy, `fold`"),
     Tool("ours-paper", "faq-deploy, batch norm mode `paper`"),
+    Tool("ours-onnxruntime", "faq-deploy, `fold`, target `onnxruntime`"),
     Tool(
         "modelopt",
         "NVIDIA ModelOpt",
@@ -88,6 +89,7 @@ class _Process:
         steps, calibrations: seconds of CPU time.
         memory: MiB of a step.
         file: what it exported, if it could.
+        size: of that in bytes, with what lies beside it.
         export: seconds.
         errors: by command.
     """
@@ -98,6 +100,7 @@ class _Process:
     calibrations: list[float] = field(default_factory=list)
     memory: float | None = None
     file: Path | None = None
+    size: float | None = None
     export: float | None = None
     errors: dict[str, str] = field(default_factory=dict)
 
@@ -211,6 +214,7 @@ def _measure(processes: Sequence[_Process], net: str, folder: Path, rounds: int)
         found = process.ask(f"export {file}")
         if found:
             process.file, process.export = file, float(str(found["seconds"]))
+            process.size = float(str(found["bytes"]))
         print(f"{net}: {process.tool.name} is measured.", file=sys.stderr)
 
 
@@ -254,7 +258,7 @@ def _row(net: str, process: _Process, base: _Process, speeds: Mapping[str, Seque
         else None,
         "ranges": tool.calibrates,
         "export, s": process.export,
-        "file, MB": process.file.stat().st_size / 1e6 if process.file else None,
+        "file, MB": process.size / 1e6 if process.size else None,
         "onnxruntime by fp32": median_ratio(speeds[_FLOAT], speeds[tool.name]) if tool.name in speeds else None,
         "failed": "; ".join(f"{command}: {text}" for command, text in process.errors.items()) or None,
     }

@@ -64,10 +64,9 @@ class _Float:
 class _Ours:
     """faq-deploy."""
 
-    def __init__(self, net: nn.Module, images: Tensor, batch_norm: Literal["fold", "paper"]) -> None:
+    def __init__(self, net: nn.Module, images: Tensor, target: str, batch_norm: Literal["fold", "paper"]) -> None:
         from benchmarks.common import quantized
 
-        target = "onnxruntime" if batch_norm == "fold" else "tensorrt"
         self.recipe = recipe_of(_BITS, target, batch_norm)
         self.stored = quantized(net, images, self.recipe)
         self.net: nn.Module = self.stored.net
@@ -241,8 +240,9 @@ class _Pt2e:
 
 SUBJECTS: Final[Mapping[str, Callable[[nn.Module, Tensor], Subject]]] = {
     "float": _Float,
-    "ours": lambda net, images: _Ours(net, images, "fold"),
-    "ours-paper": lambda net, images: _Ours(net, images, "paper"),
+    "ours": lambda net, images: _Ours(net, images, "tensorrt", "fold"),
+    "ours-paper": lambda net, images: _Ours(net, images, "tensorrt", "paper"),
+    "ours-onnxruntime": lambda net, images: _Ours(net, images, "onnxruntime", "fold"),
     "modelopt": _ModelOpt,
     "brevitas": _Brevitas,
     "torch.ao": _TorchAo,
