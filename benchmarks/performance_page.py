@@ -58,6 +58,9 @@ def page(results: Path) -> str:
         _published(results / "startup.json"),
         texts.GUARD,
         _guarded(results / "check.json"),
+        texts.INFERENCE,
+        _inference(results / "inference"),
+        texts.INFERENCE_VERDICT,
         texts.OTHERS,
         _published(results / "peers.json"),
     ]
@@ -150,6 +153,28 @@ def _guarded(path: Path) -> str:
         for name, ratio in ratios.items()
     ]
     return markdown(rows)
+
+
+def _inference(folder: Path) -> str:
+    """A row a network."""
+    rows: list[Row] = []
+    for path in sorted(folder.glob("*.json")):
+        found = {row["file"]: row for row in json.loads(path.read_text())["rows"]}
+        any_cpu, vnni = found["ours, target onnxruntime"], found["ours, target onnxruntime, cpu vnni"]
+        own = found["onnxruntime's quantize_static"]
+        rows.append(
+            {
+                "network": f"`{path.stem}`",
+                "fp32, images/s": found["fp32"]["images/s"],
+                "onnxruntime's own, by fp32": own["by fp32"],
+                "ours, any CPU, by fp32": any_cpu["by fp32"],
+                "ours, `--cpu vnni`, by fp32": vnni["by fp32"],
+                "ours by onnxruntime's own, any CPU": any_cpu["by onnxruntime's own"],
+                "with `--cpu vnni`": vnni["by onnxruntime's own"],
+                "logits that differ from PyTorch's": vnni["logits differ from PyTorch's by"],
+            }
+        )
+    return markdown(rows) if rows else _NOT_RUN
 
 
 def _depth_plot(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,8 @@ __all__ = [
         "HEAD",
         "HELP",
         "IMAGES",
+        "INFERENCE",
+        "INFERENCE_VERDICT",
         "OTHERS",
         "PEAKS",
         "ROOFLINE",
@@ -23,8 +25,8 @@ __all__ = [
 HEAD: Final = """\
 # Performance
 
-Written by `benchmarks/performance_page.py` from the files in `benchmarks/results`; edit those, not this page. Training,
-calibration, export and inference are in [Speed](speed.md).
+Written by `benchmarks/performance_page.py` from the files in `benchmarks/results`; edit those, not this page. What
+else was measured is in [Speed](speed.md).
 
 All was measured on one machine with 2 cores and no GPU, on which other work was going on ("load before" is the number
 of busy processes): CPU time holds under load, wall time only tells an upper limit.
@@ -96,6 +98,31 @@ and processors of one name differ (ours calls itself "AMD EPYC", as generations 
 that it would now and then fail on a machine of another kind without a cause. Run it on one that is yours.
 """
 
+INFERENCE: Final = """\
+## Inference on a CPU
+Our files for target `onnxruntime` beside onnxruntime's own static quantization of the same net, random weights, batch
+1 (`python benchmarks/inference.py --model NET --one-core --batch 1 --images 6 --rounds 7`; Inception v3 at 299
+pixels, the others at 224). CPU time of one thread on a processor with VNNI:
+"""
+
+INFERENCE_VERDICT: Final = """\
+"any CPU" is the default: its 7-bit codes stay exact on processors without VNNI, where the form that onnxruntime's own
+quantizer writes gives wrong sums ([Targets](targets.md)). In ResNet-18 that costs 18 Clip nodes, 2 % of the time, and
+nothing with `--cpu vnni`, which writes none; all else runs in the same kernels. In onnxruntime's own form
+DenseNet-161 keeps 82 batch norms before convolutions in float, and EfficientNet-Lite0 its paddings, which ours does
+not.
+"""
+
 OTHERS: Final = """\
 ## Beside other tools
+Each tool in a process of its own, all taking turns step by step (`python benchmarks/peers/speed.py --environments
+DIR` installs them and prints this): CPU time of one thread. A step is forward, backward and SGD with momentum, and
+for ours the new exponents too. Its memory is what it takes at most beyond what the process has between two steps.
+Ranges come from 5 batches. "onnxruntime by fp32" is the exported file's images a second on this CPU, by those of the
+float file.
+
+Ours quantize more than some others do: all inputs of layers and of sums, where Brevitas' layers stand at ReLUs and at
+the input alone. The export of ours includes its checks; what other tools write is not checked. torch.ao's fake
+quantizer has no ONNX form in this version of torch. Files of ModelOpt and Brevitas, and ours for target `tensorrt`,
+are made for other engines than onnxruntime on a CPU.
 """
