@@ -204,7 +204,7 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
       faq-deploy eval runs/r18 --max-float-drop 0.5 --allow-skip
       faq-deploy eval runs/r18 --engine onnxruntime --junit junit.xml
       faq-deploy eval --bundle r18.tgz --data DIR
-      faq-deploy eval model.onnx --samples mine.py:val --float-model mine.py:net --metric mean-iou
+      faq-deploy eval model.onnx --samples mine.py:val --metric mean-iou
     """
     from engines.run_folder import RunFolder
 
