@@ -206,7 +206,7 @@ def random_net(name: str, images: Tensor) -> nn.Module:
     With torchvision's own statistics (mean 0, variance 1) activations would grow from layer to layer.
 
     Args:
-        name: such as `resnet18`, or `timm:` and a name of timm's.
+        name: such as `resnet18`; `timm:` or `builtin:` and a name of timm's or ours.
         images: float32, shape (N, 3, H, W).
 
     Returns:
@@ -221,6 +221,10 @@ def random_net(name: str, images: Tensor) -> nn.Module:
         import timm
 
         net = timm.create_model(name.removeprefix("timm:"))
+    elif name.startswith("builtin:"):
+        from faq_deploy.models import load_model
+
+        net = load_model(name, "random").module
     elif name == "inception_v3":
         net = torchvision.models.inception_v3(weights=None, aux_logits=False, init_weights=True)
     else:

@@ -2,6 +2,7 @@
 
 python benchmarks/training_step.py
 python benchmarks/training_step.py --model resnet50 --batch 8 --rounds 3
+python benchmarks/training_step.py --model builtin:resnet14-cifar --size 32 --batch 128 --channels-last --rounds 30
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from benchmarks.common import (
     recipe_of,
     this_machine,
 )
+from faq_deploy.heap import keep_freed_memory
 from faq_deploy.net import QuantizedNet
 
 __all__ = ["main"]
@@ -70,14 +72,18 @@ class _Step:
 def main() -> None:
     """Measure and print."""
     parser = make_parser("Training step: quantized against float.", rounds=5)
-    parser.add_argument("--model", default="resnet18", help="of torchvision")
+    parser.add_argument("--model", default="resnet18", help="of torchvision; or timm:NAME, builtin:NAME")
+    parser.add_argument("--channels-last", action="store_true", help="the layout of images and weights")
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--batch", type=int, default=32, help="images in a step")
     add_one_core(parser)
     arguments = parser.parse_args()
     machine, clock = this_machine(), chosen_clock(arguments)
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size, generator=torch.Generator().manual_seed(1))
-    labels = torch.randint(1000, (arguments.batch,), generator=torch.Generator().manual_seed(2))
+    layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
+    images = images.contiguous(memory_format=layout)
+    labels = torch.randint(10, (arguments.batch,), generator=torch.Generator().manual_seed(2))
+    keep_freed_memory()  # as the command line does
     model = random_net(arguments.model, images[:8])
     nets: dict[str, nn.Module] = {
         "fold, 8 bits": quantized(model, images[:8], recipe_of(8)).net,
@@ -86,6 +92,8 @@ def main() -> None:
     }
     bare = quantized(model, images[:8], recipe_of(8)).net
     bare.set_mode("float")
+    for net in (model, bare, *nets.values()):
+        net.to(memory_format=layout)
     steps = {"float": _Step(model, images, labels, refreshes=False, clock=clock)}
     steps |= {name: _Step(net, images, labels, refreshes=True, clock=clock) for name, net in nets.items()}
     steps |= {"fold, without its quantizers": _Step(bare, images, labels, refreshes=False, clock=clock)}

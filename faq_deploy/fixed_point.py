@@ -35,7 +35,7 @@ MIN_EXPONENT: Final = -62
 MAX_EXPONENT: Final = 62
 
 # float32 numbers that a CPU works on together, so that they stay in a cache
-PIECE: Final = 2**21  # of an activation: all threads share it
+PIECE: Final = 2**22  # of an activation: all threads share it
 BLOCK: Final = 2**19  # of a weight, which goes through twenty operations
 
 

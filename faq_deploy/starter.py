@@ -174,7 +174,8 @@ def _opened(data: DataOptions, base: Preprocessing | None) -> tuple[DataOptions,
 def _machine() -> Machine:
     gpus = driver().gpus
     packages = (("tensorrt", "TensorRT"), ("tensorrt_rtx", "TensorRT-RTX"))
-    found = [name for module, name in packages if importlib.util.find_spec(module) is not None]
+    specs = [(name, importlib.util.find_spec(module)) for module, name in packages]
+    found = [name for name, spec in specs if spec is not None and spec.origin is not None]  # else a folder without code
     return Machine(gpus[0].name if gpus else "", found[0] if found else "")
 
 

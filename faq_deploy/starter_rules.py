@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from faq_deploy.models import OWN_WEIGHTS
 from faq_deploy.recipe import TrainingSection, load_recipe
 
 __all__ = ["Choice", "ImageFacts", "Machine", "ModelFacts", "Tried", "cautions", "choose", "float_recipe"]
@@ -145,7 +146,7 @@ def choose(
             f"as in recipe {base}, made for {made_for}; here {_steps(steps)} each. 0 only calibrates",
         ),
         Choice("training.batch_size", batch, _why_batch(batch, training.batch_size, base, large=large)),
-        Choice("training.lr", training.lr, f"as in recipe {base}: small, since the net is trained already"),
+        Choice("training.lr", training.lr, f"as in recipe {base}: small, for a net that is trained already"),
         Choice("training.schedule", training.schedule, f"as in recipe {base}"),
     ]
     if training.schedule != "constant":
@@ -165,9 +166,13 @@ def cautions(
     """Sentences about what may surprise the user."""
     said = []
     if tried is not None and 2 * tried.right < tried.images and tried.right * images.classes < 10 * tried.images:
+        untrained = ""
+        if model.source == OWN_WEIGHTS:
+            untrained = "its function gave it no trained weights (pass --weights, or run `faq-deploy train` first), or "
         said.append(
-            f"the float net gets only {tried.right} of {tried.images} images right: if it is better than that, images "
-            "are prepared in another way than it was trained with, or the classes are in another order"
+            f"the float net gets only {tried.right} of {tried.images} images right, and guessing one in "
+            f"{images.classes}. If it is better than that, {untrained}images are prepared in another way than it was "
+            "trained with, or the classes are in another order"
         )
     if model.float_layers:
         named = "; ".join(model.float_layers[:3]) + ("; ..." if len(model.float_layers) > 3 else "")

@@ -15,8 +15,8 @@ def test_the_committed_page_is_what_the_committed_results_give() -> None:
 
 
 def test_what_was_not_run_says_so(tmp_path: Path) -> None:
-    assert page(tmp_path).count("Not run.") == 8
-    assert page(tmp_path).endswith("## Beside other tools\n\nNot run.\n")
+    assert page(tmp_path).count("Not run.") == 9
+    assert page(tmp_path).endswith("\n\nNot run.\n")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
