@@ -201,6 +201,8 @@ def _kernels(graph: QdqGraph, fixed: set[str]) -> list[list[onnx.NodeProto]]:
     for node in graph.nodes:
         if node.op_type in _MOVES or node.op_type == "DequantizeLinear" or node.output[0] in fixed:
             continue
+        if _only_moved(graph, node):
+            continue
         before = [
             owner[source]
             for name in _data(node)
@@ -225,11 +227,27 @@ def _data(node: onnx.NodeProto) -> list[str]:
 
 def _sources(graph: QdqGraph, name: str, *, through_codes: bool = True) -> set[str]:
     """The tensors that kernels made, or network inputs, whose numbers a tensor holds."""
-    node = graph.producer.get(name)
-    if node is not None and (node.op_type in _MOVES or (through_codes and node.op_type == "DequantizeLinear")):
-        names = node.input if node.op_type == "Concat" else node.input[:1]
-        return {source for one in names for source in _sources(graph, one, through_codes=through_codes)}
-    return {name}
+    found, pending = set(), [name]
+    while pending:
+        tensor = pending.pop()
+        node = graph.producer.get(tensor)
+        if node is None:
+            found.add(tensor)
+        elif node.op_type in _MOVES:
+            pending += node.input if node.op_type == "Concat" else node.input[:1]
+        elif through_codes and (node.op_type == "DequantizeLinear" or _only_moved(graph, node)):
+            pending.append(node.input[0])
+        else:
+            found.add(tensor)
+    return found
+
+
+def _only_moved(graph: QdqGraph, node: onnx.NodeProto) -> bool:
+    """Whether a quantizer gives codes that nothing was computed from in between, such as those of a concat."""
+    if node.op_type != "QuantizeLinear":
+        return False
+    makers = [graph.producer.get(source) for source in _sources(graph, node.input[0], through_codes=False)]
+    return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
 
 def _code_bits(graph: QdqGraph, name: str) -> int | None:

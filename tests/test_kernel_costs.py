@@ -48,6 +48,21 @@ def test_an_add_is_part_of_the_convolution_before_it_and_reads_the_skip() -> Non
     assert (found["right"].macs, found["right"].int8) == (12 * 5 * 5 * 9, True)  # 12 groups of one channel
 
 
+def test_codes_that_a_concat_moves_cost_their_reader_alone() -> None:
+    """With a quantizer behind the concat, as for engines that need one there."""
+    model = residual_net("tensorrt", 0)
+    joined = next(node for node in model.graph.node if node.name == "joined" or "joined" in node.output)
+    index = list(model.graph.node).index(joined)
+    quantizer = next(node for node in model.graph.node if node.op_type == "QuantizeLinear" and "left" in node.input[0])
+    grid = quantizer.input[1:]
+    before = kernel_costs(model)
+    joined.output[0] = "parts"
+    node = onnx.helper.make_node
+    model.graph.node.insert(index + 1, node("QuantizeLinear", ["parts", *grid], ["moved.codes"], "moved"))
+    model.graph.node.insert(index + 2, node("DequantizeLinear", ["moved.codes", *grid], ["joined"], "moved.values"))
+    assert kernel_costs(model) == before
+
+
 def test_bytes_by_hand() -> None:
     cost = KernelCost("n", "", "Conv", True, 1, weights=10, weight_bytes=16, codes=100, floats=20, ends=3)
     assert cost.bytes("int8", 1) == 16 + 100 + 4 * 20 + 4 * 3
