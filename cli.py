@@ -10,6 +10,7 @@ import rich_click as click
 from faq_deploy.cli_analyze import analyze
 from faq_deploy.cli_compare import compare
 from faq_deploy.cli_completion import completion
+from faq_deploy.cli_demo import demo
 from faq_deploy.cli_edge import build_options, bundle_options, verify_options
 from faq_deploy.cli_errors import ErrorGroup
 from faq_deploy.cli_eval import eval_options
@@ -277,36 +278,8 @@ def doctor(as_json: bool) -> None:
     show_build.doctor(as_json=as_json)
 
 
-main.add_command(analyze)
-main.add_command(compare)
-main.add_command(completion)
-main.add_command(lint)
-main.add_command(recipes)
-main.add_command(snap)
-
-
-@main.command()
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(path_type=Path),
-    default=Path("runs/demo"),
-    show_default=True,
-    help="Folder for the demo's runs.",
-)
-def demo(output: Path) -> None:
-    """The main job on scikit-learn's digits: train, quantize to 8 and 4 bits, export, build, evaluate.
-
-    Every step is one of the commands above; they are printed as they run.
-
-    \b
-    Example:
-      faq-deploy demo -o runs/demo
-    """
-    say_loading()
-    from faq_deploy import demonstration
-
-    sys.exit(demonstration.run(output))
+for command in (analyze, compare, completion, lint, recipes, snap, demo):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from faq_deploy.shared_weights import tie, untied
 from faq_deploy.shifted import mean_offset
 from faq_deploy.slope import SlopedRelu
 from faq_deploy.unary import CodeRange, Unary
-from faq_deploy.weight_rule import WeightRule, bias_floor, weight_exponents
+from faq_deploy.weight_rule import WeightRule, bias_floors, weight_exponents
 
 __all__ = ["QuantizedNet", "WeightRules"]
 
@@ -250,7 +250,8 @@ class QuantizedNet(nn.Module):
         if self.certify:
             exponents = certified_exponents(layers, folded, exponents, reaches(self.graph, self.layers))
         self._behind = self.training
-        floors = _bias_floors(layers, folded)
+        biases = {name: bias for name, (_, bias) in folded.items() if bias is not None}
+        floors = bias_floors(biases, {name: layers[name].input_exponent for name in biases})
         for name, layer in layers.items():
             exponent = exponents[name]
             if name in floors:
@@ -262,18 +263,6 @@ class QuantizedNet(nn.Module):
             if isinstance(norm, QuantizedBatchNorm):
                 norm.accumulator_exponent = cast(WeightedLayer, self.layers[node.inputs[0]]).accumulator_exponent
                 norm.fit_exponent()
-
-
-def _bias_floors(
-    layers: Mapping[str, WeightedLayer], folded: Mapping[str, tuple[Tensor, Tensor | None]]
-) -> dict[str, Tensor]:
-    """`bias_floor` of all layers that have a bias, in one pass."""
-    biases = {name: bias for name, (_, bias) in folded.items() if bias is not None}
-    if not biases:
-        return {}
-    inputs = [layers[name].input_exponent.expand(len(bias)) for name, bias in biases.items()]
-    found = bias_floor(torch.cat(list(biases.values())), torch.cat(inputs))
-    return dict(zip(biases, torch.split(found, [len(bias) for bias in biases.values()]), strict=True))
 
 
 def _sources(graph: Graph) -> dict[str, tuple[str, ...]]:

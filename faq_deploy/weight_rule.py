@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import torch
@@ -19,7 +19,7 @@ from faq_deploy.fixed_point import (
     step_size,
 )
 
-__all__ = ["WeightRule", "bias_floor", "weight_exponents"]
+__all__ = ["WeightRule", "bias_floor", "bias_floors", "weight_exponents"]
 
 # A bias code stays below 2^22, so that bias and products together fit fp32's 24 bits (T6).
 _BIAS_BITS: Final = 22
@@ -83,6 +83,23 @@ def bias_floor(bias: Tensor, input_exponent: Tensor) -> Tensor:
     magnitude = bias.detach().abs()
     floor = ceil_log2(torch.where(magnitude > 0, magnitude, 1.0)) - _BIAS_BITS - input_exponent
     return torch.where(magnitude > 0, floor, MIN_EXPONENT).to(torch.int32)
+
+
+def bias_floors(biases: Mapping[str, Tensor], input_exponents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`bias_floor` of several layers in one pass.
+
+    Args:
+        biases: by layer, float32, (channels,).
+        input_exponents: of the same layers, int32 scalars.
+
+    Returns:
+        By layer, int32, (channels,).
+    """
+    if not biases:
+        return {}
+    inputs = [input_exponents[name].expand(len(bias)) for name, bias in biases.items()]
+    found = bias_floor(torch.cat(list(biases.values())), torch.cat(inputs))
+    return dict(zip(biases, torch.split(found, [len(bias) for bias in biases.values()]), strict=True))
 
 
 def _wanted_step(rows: Tensor, grid: FixedPoint, rule: WeightRule, sigma_factor: float) -> Tensor:

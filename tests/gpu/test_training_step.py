@@ -34,3 +34,4 @@ def test_the_host_waits_for_nothing_in_a_step(batch_norm: str) -> None:
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(bool(p.isfinite().all()) for p in net.parameters())
