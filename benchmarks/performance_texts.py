@@ -93,9 +93,9 @@ GUARD: Final = """\
 ## Regression guard
 `make check-speed` measures these ratios again and fails where one is worse by more than 15 %, or by more than twice
 what its own rounds differ; what fails is measured once more. It took 110 s of CPU time on this machine, under six
-minutes with seven other processes at work, and all held. It is not part of `make test`: ratios belong to a processor,
-and processors of one name differ (ours calls itself "AMD EPYC", as generations do that compute INT8 differently), so
-that it would now and then fail on a machine of another kind without a cause. Run it on one that is yours.
+minutes with seven other processes at work, and all held. CI runs it and shows its table, and does not fail by it:
+ratios belong to a processor, and processors of one name differ (ours calls itself "AMD EPYC", as generations do that
+compute INT8 differently), so that a machine of another kind would now and then refuse a change without a cause.
 """
 
 INFERENCE: Final = """\
