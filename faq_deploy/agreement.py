@@ -13,7 +13,7 @@ import torch
 
 from engines.errors import InputError
 from engines.ort import OrtRunner
-from engines.parity import compare_codes, compare_logits, logits_of_bits
+from engines.parity import LogitParity, compare_codes, compare_logits, logits_of_bits
 from engines.reference import ReferenceRunner
 from engines.runner import CodeRunner, FloatArray
 from faq_deploy.emit import output_names
@@ -47,9 +47,19 @@ class OutputAgreement:
     """
 
     name: str
-    compared: int
-    differing: int
-    largest_difference: float
+    compared: int = 0
+    differing: int = 0
+    largest_difference: float = 0.0
+
+    def plus(self, close: LogitParity, compared: int) -> OutputAgreement:
+        """With another batch.
+
+        Args:
+            close: of its values, as `compare_logits` found them.
+            compared: how many they are.
+        """
+        largest = max(self.largest_difference, close.largest_difference)
+        return OutputAgreement(self.name, self.compared + compared, self.differing + close.differing, largest)
 
 
 @dataclass(frozen=True)
@@ -221,13 +231,7 @@ class _Total:
         for name, values in answers.items():
             close = compare_logits(values, logits_of_bits(found[name]))
             images, flips = close.images, max(flips, close.flips)
-            before = self.outputs.get(name, OutputAgreement(name, 0, 0, 0.0))
-            self.outputs[name] = OutputAgreement(
-                name,
-                before.compared + values.size,
-                before.differing + close.differing,
-                max(before.largest_difference, close.largest_difference),
-            )
+            self.outputs[name] = self.outputs.get(name, OutputAgreement(name)).plus(close, values.size)
         self.images += images
         self.flips += flips
 

@@ -18,7 +18,7 @@ from faq_deploy.graph import Node
 from faq_deploy.net import QuantizedNet
 from faq_deploy.place import Target
 
-__all__ = ["emit_graph", "emit_with_modules", "output_names"]
+__all__ = ["emit_graph", "emit_with_modules", "output_name", "output_names"]
 
 _EMIT: Final[dict[str, Callable[[Emitter, Node], None]]] = {
     **PLAIN,
@@ -86,6 +86,11 @@ def output_names(net: QuantizedNet) -> list[str]:
     inputs = {node.name for node in graph if node.kind == "input"}
     found: list[str] = []
     for label in graph.labels or graph.outputs:
-        name = f"output_{label}" if label[:1].isdigit() else label
+        name = output_name(label)
         found.append(f"{name}.output_{len(found)}" if name in inputs or name in found else name)
     return found
+
+
+def output_name(label: str) -> str:
+    """The ONNX output of what the model calls `label`: a key as it is, a position as `output_0`."""
+    return f"output_{label}" if label[:1].isdigit() else label

@@ -10,6 +10,7 @@ from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -22,8 +23,10 @@ from engines.reference import ReferenceRunner
 from engines.runner import FloatArray
 from faq_deploy.agreement import CodeCount, OutputAgreement
 from faq_deploy.capture import choose_outputs
+from faq_deploy.emit import output_name
 from faq_deploy.given import images_of, targets_of
-from faq_deploy.metrics import NamedMetric, Outputs, Total
+from faq_deploy.metric_gates import drop_gate
+from faq_deploy.metrics import NamedMetric, Outputs, Total, outputs_for_metric
 from faq_deploy.report_model import Gate
 from faq_deploy.tracing import labelled
 
@@ -35,7 +38,6 @@ _FLOAT: Final = "PyTorch float"
 _ORACLE: Final = "onnxruntime, optimizations off"
 _REFERENCE: Final = "integer reference (NumPy)"
 _OPTIMIZED: Final = "onnxruntime"
-_CLOSE: Final = 1e-9  # sums of shares in binary
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def evaluate_file(
     reference = _Stage(_REFERENCE, None, ReferenceRunner(path))
     optimized = _Stage(_OPTIMIZED, metric, OrtRunner(path))
     floating = None if float_model is None or metric is None else metric.total()
-    kept = _kept_output(path)
+    model = load_model(path)
+    facts = metadata_of(model)
+    kept = _kept_output(facts)
     try:
         images = 0
         for batch, targets in _batches(samples, wants_targets=metric is not None):
@@ -140,7 +144,7 @@ def evaluate_file(
     stages = [oracle.result(), reference.result(), optimized.result()]
     if floating is not None:
         stages.insert(0, FileStage(_FLOAT, images, floating.compute()))
-    judged, notes = _judged(path)
+    judged, notes = _judged(model, facts)
     gates = [*_exact(stages, judged), *_drops(stages, max_metric_drop, "" if metric is None else metric.name)]
     return FileReport(str(path), "" if metric is None else metric.name, images, stages, gates, notes)
 
@@ -162,18 +166,14 @@ class _Stage:
         found = self.runner.outputs(batch)
         self._images += len(batch)
         if self._total is not None:
-            self._total.update(_alone(found), targets)
+            self._total.update(outputs_for_metric(found), targets)
         return found
 
     def take(self, found: Mapping[str, FloatArray], wanted: Mapping[str, FloatArray], images: int) -> None:
         self._images += images
         for name, values in wanted.items():
             close = compare_logits(values, found[name])
-            before = self._outputs.get(name, OutputAgreement(name, 0, 0, 0.0))
-            largest = max(before.largest_difference, close.largest_difference)
-            self._outputs[name] = OutputAgreement(
-                name, before.compared + values.size, before.differing + close.differing, largest
-            )
+            self._outputs[name] = self._outputs.get(name, OutputAgreement(name)).plus(close, values.size)
 
     def result(self) -> FileStage:
         return FileStage(
@@ -205,7 +205,7 @@ def _float_outputs(model: nn.Module, batch: FloatArray, names: Sequence[str], ke
     values = {label: value.numpy() for label, value in found.items() if isinstance(value, Tensor)}
     if len(names) == 1:
         return values[choose_outputs(values, kept)[0]]
-    named = {f"output_{label}" if label[:1].isdigit() else label: value for label, value in values.items()}
+    named = {output_name(label): value for label, value in values.items()}
     missing = [name for name in names if name not in named]
     if missing:
         raise InputError(
@@ -215,23 +215,16 @@ def _float_outputs(model: nn.Module, batch: FloatArray, names: Sequence[str], ke
     return {name: named[name] for name in names}
 
 
-def _alone(outputs: dict[str, FloatArray]) -> Outputs:
-    """The array where there is one output."""
-    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
-
-
-def _kept_output(path: Path) -> str | None:
+def _kept_output(facts: Mapping[str, object]) -> str | None:
     """Which output of its model the file keeps, as its recipe says."""
-    recipe = metadata_of(load_model(path)).get("recipe")
+    recipe = facts.get("recipe")
     layers = recipe.get("layers") if isinstance(recipe, dict) else None
     kept = layers.get("output") if isinstance(layers, dict) else None
     return kept if isinstance(kept, str) and kept else None
 
 
-def _judged(path: Path) -> tuple[set[str], list[str]]:
+def _judged(model: onnx.ModelProto, facts: Mapping[str, object]) -> tuple[set[str], list[str]]:
     """The stages whose codes must be equal, and why others need not."""
-    model = load_model(path)
-    facts = metadata_of(model)
     certificate = facts.get("certificate")
     bounds = cast("dict[str, dict[str, object]]", certificate) if isinstance(certificate, dict) else {}
     if not bounds or not all(isinstance(b, dict) and b.get("proven") for b in bounds.values()):
@@ -263,7 +256,5 @@ def _drops(stages: Sequence[FileStage], limit: float | None, name: str) -> Itera
         return
     for before, after in pairwise(measured):
         assert before.metric is not None and after.metric is not None
-        drop = before.metric - after.metric
-        said = f"{before.name} {before.metric:.6g}, {after.name} {after.metric:.6g}; higher is better"
-        passed = drop <= limit + _CLOSE
-        yield Gate(name=f"drop of {name}: {after.name}", limit=limit, value=round(drop, 6), passed=passed, detail=said)
+        pair = (before.name, before.metric), (after.name, after.metric)
+        yield drop_gate(f"drop of {name}: {after.name}", *pair, limit)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from faq_deploy.report_model import Gate, Stage
 
-__all__ = ["metric_gates"]
+__all__ = ["drop_gate", "metric_gates"]
 
 _CLOSE = 1e-9  # sums of shares in binary
 
@@ -32,6 +32,17 @@ def metric_gates(stages: Sequence[Stage], name: str, limit: float | None) -> Ite
 def _gate(name: str, before: Stage, after: Stage, limit: float) -> Gate:
     if before.metric is None or after.metric is None:
         return Gate(name=name, limit=limit, value=None, passed=False, detail="it was not measured")
-    drop = before.metric - after.metric
-    detail = f"{before.name} {before.metric:.6g}, {after.name} {after.metric:.6g}; higher is better"
+    return drop_gate(name, (before.name, before.metric), (after.name, after.metric), limit)
+
+
+def drop_gate(name: str, before: tuple[str, float], after: tuple[str, float], limit: float) -> Gate:
+    """The gate on what a metric loses from one stage to another.
+
+    Args:
+        name: of the gate.
+        before, after: name of the stage and its value.
+        limit: what it may lose, in its own unit.
+    """
+    drop = before[1] - after[1]
+    detail = f"{before[0]} {before[1]:.6g}, {after[0]} {after[1]:.6g}; higher is better"
     return Gate(name=name, limit=limit, value=round(drop, 6), passed=drop <= limit + _CLOSE, detail=detail)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +12,7 @@ from engines.ort import OrtRunner
 from engines.runner import FloatArray
 from faq_deploy.agreement import answers_of
 from faq_deploy.capture import choose_outputs
-from faq_deploy.metrics import NamedMetric, Outputs
+from faq_deploy.metrics import NamedMetric, Outputs, outputs_for_metric
 from faq_deploy.net import QuantizedNet
 from faq_deploy.tracing import evaluating, labelled
 
@@ -68,19 +67,14 @@ class MetricStages:
 
     def _outputs(self, name: str, images: FloatArray) -> Outputs:
         if name == _ENGINE:
-            return _alone(self._runner.outputs(images))
+            return outputs_for_metric(self._runner.outputs(images))
         if name == _QUANTIZED:
             with torch.inference_mode():
-                return _alone(answers_of(self._net, self._net(torch.from_numpy(images))))
+                return outputs_for_metric(answers_of(self._net, self._net(torch.from_numpy(images))))
         assert self._float is not None
         device = next((parameter.device for parameter in self._float.parameters()), torch.device("cpu"))
         with evaluating(self._float), torch.inference_mode():
             found = labelled(self._float(torch.from_numpy(images).to(device)))
         tensors = {label: value.cpu() for label, value in found.items() if isinstance(value, Tensor)}
         kept = choose_outputs(tensors, self._output)
-        return _alone(answers_of(self._net, tuple(tensors[label] for label in kept)))
-
-
-def _alone(outputs: Mapping[str, FloatArray]) -> Outputs:
-    """The array where there is one output."""
-    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        return outputs_for_metric(answers_of(self._net, tuple(tensors[label] for label in kept)))

@@ -17,7 +17,7 @@ from engines.parity import topk
 from engines.runner import FloatArray
 from faq_deploy.user_code import failures_named, named_in_file
 
-__all__ = ["Metric", "NamedMetric", "Outputs", "Total", "given_metric", "named_metric"]
+__all__ = ["Metric", "NamedMetric", "Outputs", "Total", "given_metric", "named_metric", "outputs_for_metric"]
 
 # One output, or several by name; one row an image.
 Outputs = FloatArray | Mapping[str, FloatArray]
@@ -26,6 +26,11 @@ _IGNORED: Final = 255  # of a mask, as data sets mark what belongs to no class
 _Found = TypeVar("_Found")
 _WANTED: Final = "top-1, top-5 or another top-K, mean-iou, or FILE.py:NAME"
 _REMEDY: Final = "correct the metric's file; it must run by itself."
+
+
+def outputs_for_metric(outputs: Mapping[str, FloatArray]) -> Outputs:
+    """What a metric is given of a net's outputs: the array alone where there is one."""
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
 class Total(Protocol):

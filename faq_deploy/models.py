@@ -19,9 +19,7 @@ from faq_deploy.timm_zoo import timm_architecture
 from faq_deploy.user_model import user_architecture
 from faq_deploy.weights import head_classes, load_into, read_checkpoint, require_finite_weights
 
-__all__ = ["OWN_WEIGHTS", "LoadedModel", "load_model"]
-
-OWN_WEIGHTS: Final = "with its own weights"  # those that a user's function left in it
+__all__ = ["LoadedModel", "load_model"]
 
 # where weights can be had by name
 _PUBLISHED: Final = {"torchvision": " or DEFAULT (published ones, downloaded)", "timm": " or pretrained (downloaded)"}
@@ -131,7 +129,7 @@ def _with_weights(architecture: Architecture, num_classes: int | None, prefer_em
 def _weights_in_words(architecture: Architecture, seed: int) -> str:
     if architecture.weights is not None:
         return f"weights {architecture.weights.path}"
-    return OWN_WEIGHTS if architecture.has_weights else f"random weights (seed {seed})"
+    return "with its own weights" if architecture.has_weights else f"random weights (seed {seed})"
 
 
 def _builtin(name: str, weights: str | None) -> Architecture:

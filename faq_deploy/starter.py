@@ -194,4 +194,5 @@ def _model_facts(
         int8_layers=sum(row.int8 for row in found.layers),
         float_layers=tuple(f"{row.name} {row.why_float}" for row in found.layers if not row.int8),
         float_steps=dict(Counter(row.kind for row in found.floats)),
+        own_weights=loaded.weights_sha256 is None and not loaded.untrained,
     )

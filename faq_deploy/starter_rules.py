@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from faq_deploy.models import OWN_WEIGHTS
 from faq_deploy.recipe import TrainingSection, load_recipe
 
 __all__ = ["Choice", "ImageFacts", "Machine", "ModelFacts", "Tried", "cautions", "choose", "float_recipe"]
@@ -40,6 +39,7 @@ class ModelFacts:
         layers, int8_layers: weighted layers, and those whose products are on codes.
         float_layers: the others, each with why it stays in float.
         float_steps: what computes in float between codes, by kind, and how often.
+        own_weights: its weights are those that the user's function left in it, trained or not.
     """
 
     name: str
@@ -50,6 +50,7 @@ class ModelFacts:
     int8_layers: int
     float_layers: tuple[str, ...]
     float_steps: dict[str, int]
+    own_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def cautions(
     said = []
     if tried is not None and 2 * tried.right < tried.images and tried.right * images.classes < 10 * tried.images:
         untrained = ""
-        if model.source == OWN_WEIGHTS:
+        if model.own_weights:
             untrained = "its function gave it no trained weights (pass --weights, or run `faq-deploy train` first), or "
         said.append(
             f"the float net gets only {tried.right} of {tried.images} images right, and guessing one in "

@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 
-from faq_deploy.models import OWN_WEIGHTS
 from faq_deploy.recipe import load_recipe
 from faq_deploy.starter_rules import Choice, ImageFacts, Machine, ModelFacts, Tried, cautions, choose, float_recipe
 
@@ -111,7 +110,7 @@ def test_every_choice_has_a_reason_and_keys_of_no_section_come_first() -> None:
     [
         ({}, {}, Tried(60, 64, 0.0), None),
         ({}, {}, Tried(5, 64, 0.0), "the float net gets only 5 of 64 images right"),
-        ({"source": OWN_WEIGHTS}, {}, Tried(5, 64, 0.0), "pass --weights, or run `faq-deploy train` first"),
+        ({"own_weights": True}, {}, Tried(5, 64, 0.0), "pass --weights, or run `faq-deploy train` first"),
         (
             {"float_layers": ("fc reads a float tensor",)},
             {},

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.e2e.photos import colour_folder, write_nets
+
 Call = Callable[..., Result]
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -54,6 +56,18 @@ def float_weights(call: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert result.exit_code == 0, result.output
     return folder / "float.pth"
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of the user's own, as `FOLDER:NAME`."""
+    return write_nets(tmp_path_factory.mktemp("nets"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of photos, one colour a class."""
+    return colour_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 @pytest.fixture(scope="session")

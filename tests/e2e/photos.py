@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from click.testing import Result
 from PIL import Image
 
-from tests.e2e.conftest import Call
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Call  # whose fixtures are made of what is here
 
 __all__ = ["COLOURS", "SIZE", "colour_folder", "line_of", "quantize_photos", "write_nets"]
 

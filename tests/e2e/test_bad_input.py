@@ -11,20 +11,10 @@ import pytest
 import torch
 
 from tests.e2e.conftest import Call, Program
-from tests.e2e.photos import colour_folder, line_of, quantize_photos, write_nets
+from tests.e2e.photos import line_of, quantize_photos
 from tests.e2e.refusals import contents, refusal
 
 pytestmark = [pytest.mark.xdist_group("digits"), pytest.mark.filterwarnings("always::UserWarning")]
-
-
-@pytest.fixture(scope="module")
-def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_nets(tmp_path_factory.mktemp("nets"))
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return colour_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tests.e2e.conftest import Call
-from tests.e2e.photos import colour_folder, line_of, quantize_photos
+from tests.e2e.photos import line_of, quantize_photos
 from tests.e2e.refusals import contents, refusal
 
 pytestmark = [pytest.mark.xdist_group("digits"), pytest.mark.filterwarnings("always::UserWarning")]
@@ -117,11 +117,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("models") / "models.py"
     file.write_text(_MODELS)
     return file
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return colour_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from faq_deploy.recipe import load_recipe
 from tests.e2e.conftest import Call
-from tests.e2e.photos import SIZE, colour_folder, write_nets
+from tests.e2e.photos import SIZE, colour_folder
 from tests.e2e.refusals import contents, refusal
 
 pytestmark = pytest.mark.xdist_group("digits")
@@ -24,16 +24,6 @@ from torch import nn
 def flat():  # takes 1x32x32 and nothing else
     return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 3))
 """
-
-
-@pytest.fixture(scope="module")
-def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_nets(tmp_path_factory.mktemp("nets"))
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return colour_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 def test_recipe_is_taken_as_it_is_and_the_printed_commands_reach_a_verdict(
@@ -162,3 +152,16 @@ def test_names_with_line_breaks_stay_inside_the_comments(call: Call, nets: Path,
     result = call("init", f"{nets}:nearest", "--data", data, "-o", tmp_path / "r.toml")
     assert result.exit_code == 0, result.output
     assert load_recipe(tmp_path / "r.toml").bits == 8
+
+
+def test_a_net_of_ones_own_that_guesses_may_lack_its_weights(call: Call, photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "constant.py"
+    file.write_text(
+        "from torch import nn\n\n\ndef net():\n    last = nn.Linear(3, 3)\n    nn.init.zeros_(last.weight)\n"
+        "    pool = nn.AdaptiveAvgPool2d(1)\n    return nn.Sequential(nn.Conv2d(3, 3, 1), pool, nn.Flatten(), last)\n"
+    )
+    result = call("init", f"{file}:net", "--data", photos, "-o", tmp_path / "recipe.toml", "--json")
+    assert result.exit_code == 0, result.output
+    assert any(
+        "pass --weights, or run `faq-deploy train` first" in said for said in json.loads(result.stdout)["cautions"]
+    )

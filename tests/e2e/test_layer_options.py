@@ -9,20 +9,10 @@ import pytest
 
 from faq_deploy.stored_net import load_net
 from tests.e2e.conftest import Call
-from tests.e2e.photos import colour_folder, quantize_photos, write_nets
+from tests.e2e.photos import quantize_photos
 from tests.e2e.refusals import refusal
 
 pytestmark = [pytest.mark.xdist_group("digits"), pytest.mark.filterwarnings("always::UserWarning")]
-
-
-@pytest.fixture(scope="module")
-def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_nets(tmp_path_factory.mktemp("nets"))
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return colour_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 def test_model_with_several_outputs_keeps_one_and_says_which(

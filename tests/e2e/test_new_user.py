@@ -14,7 +14,7 @@ import torch
 from engines.run_folder import RunFolder
 from faq_deploy.stored_net import load_net
 from tests.e2e.conftest import Call
-from tests.e2e.photos import SIZE, colour_folder, quantize_photos, write_nets
+from tests.e2e.photos import SIZE, quantize_photos
 from tests.e2e.refusals import contents, refusal
 from tests.e2e.test_interruption import assert_same_weights, start, steps_in, stop_when
 
@@ -22,16 +22,6 @@ pytestmark = [pytest.mark.xdist_group("digits"), pytest.mark.filterwarnings("alw
 
 PLAIN = ("--resize", 0, "--crop", SIZE, "--mean", 0.5, "--std", 0.5)
 IN_WORDS = f"no resize, center crop {SIZE}x{SIZE}, RGB, mean 0.5,0.5,0.5, std 0.5,0.5,0.5"
-
-
-@pytest.fixture(scope="module")
-def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_nets(tmp_path_factory.mktemp("nets"))
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return colour_folder(tmp_path_factory.mktemp("photos") / "photos")
 
 
 @pytest.fixture(scope="module")
