@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
+
+from faq_deploy.fast_path import fast_path
+from faq_deploy.grids import Clip, FixedPoint
 
 __all__ = [
     "BLOCK",
@@ -37,64 +39,6 @@ MAX_EXPONENT: Final = 62
 # float32 numbers that a CPU works on together, so that they stay in a cache
 PIECE: Final = 2**22  # of an activation: all threads share it
 BLOCK: Final = 2**19  # of a weight, which goes through twenty operations
-
-
-@dataclass(frozen=True)
-class Clip:
-    """How an activation is rounded, and where its gradient passes.
-
-    Attributes:
-        step: size of one, a power of two.
-        codes: lowest and highest code.
-        passing: the gradient passes between these values.
-
-    Source: paper 3.2 and 3.3; A25.
-    """
-
-    step: float
-    codes: tuple[int, int]
-    passing: tuple[float, float]
-
-    def into(self, values: Tensor, out: Tensor) -> None:
-        """Put float32 values on the grid; `out` may be they themselves."""
-        torch.mul(values, 1 / self.step, out=out)  # a power of two: the reciprocal is exact
-        self.round_(out)
-
-    def round_(self, steps: Tensor) -> None:
-        """The same in place for values in units of the step."""
-        steps.round_().clamp_(*self.codes).mul_(self.step)
-
-
-@dataclass(frozen=True)
-class FixedPoint:
-    """The integer codes of a tensor.
-
-    Attributes:
-        bits: width of a code.
-        signed: two's complement if true; else 0..2^bits - 1.
-        narrow: leave out the lowest signed code, so that a sign flip loses nothing (paper 3.1).
-    """
-
-    bits: int
-    signed: bool
-    narrow: bool = False
-
-    @property
-    def min_code(self) -> int:
-        """Lowest code."""
-        if not self.signed:
-            return 0
-        return -(1 << (self.bits - 1)) + int(self.narrow)
-
-    @property
-    def max_code(self) -> int:
-        """Highest code."""
-        return (1 << (self.bits - int(self.signed))) - 1
-
-    @property
-    def magnitude_bits(self) -> int:
-        """Bits without the sign: ymax = 2^(exponent + magnitude_bits)."""
-        return self.bits - int(self.signed)
 
 
 def step_size(exponent: Tensor) -> Tensor:
@@ -135,20 +79,37 @@ class _StraightThroughWeight(torch.autograd.Function):
     """Quantize forward, identity backward: a clipped weight must be able to come back (A25)."""
 
     @staticmethod
-    def forward(ctx: object, weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
-        if not has_rows(weight):
-            return quantize(weight, exponent, grid)
-        values = torch.empty_like(weight)
-        rows, out = in_rows(weight), in_rows(values)
-        steps = [step_size(e).reshape(-1, 1).expand(len(rows), 1) for e in (-exponent, exponent)]
-        for few, result, finer, step in in_blocks(rows, out, *steps):
-            torch.mul(few, finer, out=result)
-            result.round_().clamp_(grid.min_code, grid.max_code).mul_(step)
-        return values
+    def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.exponent, ctx.grid = exponent.clone(), grid  # type: ignore[attr-defined]
+        ctx.again = _again  # type: ignore[attr-defined]
+        return _quantized_weight(weight, exponent, grid)
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient, None, None
+
+
+def _again(ctx: torch.autograd.function.FunctionCtx) -> Tensor:
+    """For `saved_weight.quantized_again`."""
+    (weight,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    return _quantized_weight(weight, ctx.exponent, ctx.grid)  # type: ignore[attr-defined]
+
+
+def _quantized_weight(weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
+    if not has_rows(weight):
+        return quantize(weight, exponent, grid)
+    values = torch.empty_like(weight)
+    finer, step = (step_size(e.reshape(-1)).expand(len(weight)).contiguous() for e in (-exponent, exponent))
+    if passes := fast_path(weight, values):
+        passes.quantize_rows(weight, None, finer, step, values, grid)
+        return values
+    columns = [c.unsqueeze(1) for c in (finer, step)]
+    for few, out, *of_few in in_blocks(in_rows(weight), in_rows(values), *columns):
+        times, back = of_few
+        torch.mul(few, times, out=out)
+        out.round_().clamp_(grid.min_code, grid.max_code).mul_(back)
+    return values
 
 
 def _pieces(x: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -168,8 +129,11 @@ class _ClippedActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, clip: Clip) -> Tensor:
         values = torch.empty_like(x)
-        for part, out in _pieces(x, values):
-            clip.into(part, out)
+        if passes := fast_path(x, values):
+            passes.quantize_numbers(x, values, clip)
+        else:
+            for part, out in _pieces(x, values):
+                clip.into(part, out)
         # x rather than a mask of one byte: on CPUs every kernel that takes a mask is ten times slower
         ctx.save_for_backward(x)
         ctx.clip = clip  # type: ignore[attr-defined]

@@ -7,13 +7,15 @@ quantizer are computed again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from faq_deploy.fast_path import fast_path
 from faq_deploy.fixed_point import PIECE, Clip
+from faq_deploy.passes import Passes
 
 __all__ = ["Normalization", "normalized"]
 
@@ -23,6 +25,10 @@ class Normalization(Protocol):
 
     def into(self, x: Tensor, out: Tensor) -> None:
         """Normalize x, (N, C, ...) float32, or some of its images or rows, into `out`."""
+        ...
+
+    def coefficients(self, passes: Passes) -> tuple[Tensor, Tensor]:
+        """a and b of a·x + b, contiguous, the numbers that `into` computes with."""
         ...
 
     def in_steps(self, step: float) -> Normalization:
@@ -48,10 +54,17 @@ class _Normalized(torch.autograd.Function):
         ctx.norm, ctx.clip = norm, clip  # type: ignore[attr-defined]
         ctx.save_for_backward(*(x,) if other is None else (x, other))
         values = torch.empty_like(x)
+        passes = fast_path(x, values, other)
         if clip is None:
-            norm.into(x, values)
+            if passes:
+                passes.affine(x, values, *norm.coefficients(passes))
+            else:
+                norm.into(x, values)
             return values
         norm = norm.in_steps(clip.step)
+        if passes:
+            passes.quantize(x, other, values, *norm.coefficients(passes), clip)
+            return values
         for part, out, *added in _pieces(x, values, other):
             norm.into(part, out)
             clip.round_(out.add_(*added, alpha=1 / clip.step) if added else out)
@@ -64,15 +77,21 @@ class _Normalized(torch.autograd.Function):
         x, *others = ctx.saved_tensors  # type: ignore[attr-defined]
         norm: Normalization = ctx.norm  # type: ignore[attr-defined]
         clip: Clip | None = ctx.clip  # type: ignore[attr-defined]
-        passed = gradient
-        if clip is not None:
-            passed = torch.empty_like(x)
-            for part, out, given, *added in _pieces(x, passed, gradient, *others):
-                norm.into(part, out)
-                before = out.add_(*added) if added else out
-                torch.ops.aten.hardtanh_backward.grad_input(given, before, *clip.passing, grad_input=out)
+        passed = gradient if clip is None else _pass_inside(gradient, x, others, norm, clip)
         of_x, of_weight, of_bias = norm.gradient(passed, x)
         return of_x, passed if others else None, of_weight, of_bias, None, None
+
+
+def _pass_inside(gradient: Tensor, x: Tensor, others: Sequence[Tensor], norm: Normalization, clip: Clip) -> Tensor:
+    passed = torch.empty_like(x)
+    if passes := fast_path(x, passed, gradient, *others):
+        passes.pass_inside(x, others[0] if others else None, gradient, passed, *norm.coefficients(passes), clip)
+        return passed
+    for part, out, given, *added in _pieces(x, passed, gradient, *others):
+        norm.into(part, out)
+        before = out.add_(*added) if added else out
+        torch.ops.aten.hardtanh_backward.grad_input(given, before, *clip.passing, grad_input=out)
+    return passed
 
 
 def normalized(

@@ -20,6 +20,7 @@ from faq_deploy.fixed_point import (
 )
 from faq_deploy.live_norm import LiveNorm
 from faq_deploy.products import Convolution, MatrixProduct, Product
+from faq_deploy.saved_weight import quantized_again
 from faq_deploy.scaled_weight import quantize_scaled_weight
 
 __all__ = ["ActivationQuantizer", "FloatLayer", "Mode", "Observer", "WeightedLayer"]
@@ -131,7 +132,9 @@ class FloatLayer(nn.Module):
 
     def before_norm(self, x: Tensor) -> Tensor:
         """What a live batch norm is given in training: (N, C, ...) float32 to (N, channels, ...)."""
-        return self.product(x, self.weight_and_float_bias()[0], None)
+        weight, _ = self.weight_and_float_bias()
+        with quantized_again(weight):
+            return self.product(x, weight, None)
 
     def weight_and_float_bias(self) -> tuple[Tensor, Tensor | None]:
         """The weight as the net uses it; the bias is not: a norm in training has no use for one."""
@@ -143,7 +146,8 @@ class FloatLayer(nn.Module):
             normalized: Tensor = self.norm(self.before_norm(x))
             return normalized
         weight, bias = self.constants()
-        return widened(self.product(x, weight, bias))
+        with quantized_again(weight):
+            return widened(self.product(x, weight, bias))
 
 
 class WeightedLayer(FloatLayer):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from faq_deploy.batch_statistics import NormalizesBatches, batch_statistics, normalization_gradient, unbiased
 from faq_deploy.fixed_point import Clip, widened
 from faq_deploy.fused import normalized
+from faq_deploy.passes import Passes
 
 __all__ = ["LiveNorm"]
 
@@ -92,6 +93,9 @@ class _BatchNorm:
             save_mean=unused[0],
             save_invstd=unused[1],
         )
+
+    def coefficients(self, passes: Passes) -> tuple[Tensor, Tensor]:
+        return passes.batch_norm_coefficients(self.weight, self.bias, self.mean, self.var)
 
     def in_steps(self, step: float) -> _BatchNorm:
         return replace(self, weight=self.weight / step, bias=self.bias / step)

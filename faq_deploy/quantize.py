@@ -18,6 +18,7 @@ from faq_deploy.augment import TrainingData, batch_sizes, epoch_order, require_s
 from faq_deploy.batch_statistics import synchronize
 from faq_deploy.calibrated_run import Calibrated, interrupted, is_random
 from faq_deploy.data import Splits
+from faq_deploy.fast_path import why_not
 from faq_deploy.finetune import FinetuneResult, Interrupted, finetune
 from faq_deploy.net import QuantizedNet
 from faq_deploy.pixel_cache import keeps_pixels
@@ -103,6 +104,12 @@ class Batches:
         )
 
 
+def _slower(device: torch.device) -> list[str]:
+    """A sentence where a CPU trains without the compiled passes."""
+    reason = why_not() if device.type == "cpu" else ""
+    return [f"Steps take a few percent longer than they could, with the same results: {reason}."] if reason else []
+
+
 def finetune_run(
     calibrated: Calibrated,
     splits: Splits,
@@ -153,7 +160,7 @@ def finetune_run(
         if trains:
             count = len(splits.train)
             on_stage(f"fine-tuning on {count} image{'s' if count != 1 else ''}")
-            for note in train.notes:
+            for note in (*train.notes, *_slower(ranks.device)):
                 reporter.note(note)
         result = finetune(
             net,

@@ -12,6 +12,7 @@ from faq_deploy.batch_statistics import NormalizesBatches, batch_statistics, nor
 from faq_deploy.fixed_point import Clip, FixedPoint, ceil_log2, quantize_weight, step_size, widened
 from faq_deploy.fused import normalized
 from faq_deploy.layers import Mode
+from faq_deploy.passes import Passes
 
 __all__ = ["MULTIPLIER", "QuantizedBatchNorm"]
 
@@ -142,6 +143,9 @@ class _Straight:
     def into(self, x: Tensor, out: Tensor) -> None:
         shape = (1, -1, *[1] * (x.dim() - 2))
         torch.addcmul(self.c.reshape(shape), x, self.a.reshape(shape), out=out)
+
+    def coefficients(self, passes: Passes) -> tuple[Tensor, Tensor]:
+        return self.a.contiguous(), self.c.contiguous()
 
     def in_steps(self, step: float) -> _Straight:
         return replace(self, a=self.a / step, c=self.c / step)

@@ -21,6 +21,7 @@ from faq_deploy.layers import ActivationQuantizer
 from faq_deploy.live_norm import LiveNorm
 from faq_deploy.net import QuantizedNet
 from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
+from tests.compiled_passes import require_compiled, use_plain_path
 from tests.hand_graphs import noise, norm_statistics
 from tests.quantized import make_recipe, quantized_net
 
@@ -38,6 +39,15 @@ FORMS = [
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that the tensors here have several."""
     monkeypatch.setattr(fused, "PIECE", 2**18)
+
+
+@pytest.fixture(autouse=True, params=["compiled", "plain"])
+def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test with the C passes, and with torch's operations alone."""
+    if request.param == "plain":
+        use_plain_path(monkeypatch)
+    else:
+        require_compiled()
 
 
 def live_norm(channels: int) -> LiveNorm:

@@ -1,0 +1,134 @@
+"""Whether a CPU's compiled passes are used: they must give the bits of torch's operations on this processor."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from faq_deploy.compiled import library
+from faq_deploy.grids import Clip, FixedPoint
+from faq_deploy.passes import Passes, fits
+
+__all__ = ["fast_path", "first_difference", "why_not"]
+
+_SHAPE: Final = (2, 32, 8, 8)  # rows of whole vectors: torch treats NaN otherwise in what is left over
+
+
+def fast_path(first: Tensor, *others: Tensor | None) -> Passes | None:
+    """The compiled passes, if they can take these tensors and are right on this machine.
+
+    The first call of a process loads them, and compiles them where nobody has yet: about a second.
+    """
+    return _choice().passes if fits(first, *others) else None
+
+
+def why_not() -> str:
+    """Why this machine's CPU has no compiled passes; empty if it has."""
+    return _choice().trouble
+
+
+@dataclass(frozen=True)
+class _Choice:
+    passes: Passes | None
+    trouble: str = ""
+
+
+@functools.cache
+def _choice() -> _Choice:
+    found = library()
+    if found.functions is None:
+        return _Choice(None, found.trouble)
+    passes = Passes(found.functions)
+    if name := first_difference(passes):
+        return _Choice(None, f"torch's {name} rounds otherwise on this processor")
+    return _Choice(passes)
+
+
+def first_difference(passes: Passes) -> str:
+    """What the passes compute otherwise than torch's operations do; empty if nothing.
+
+    Tried with halves, signed zeros, NaN, infinities and numbers below the normal ones, in both layouts.
+    """
+    for layout, clip in itertools.product(
+        (torch.contiguous_format, torch.channels_last),
+        (Clip(2.0**-3, (0, 15), (0.0, 2.0)), Clip(2.0**-6, (-128, 127), (-2.0, 2.0))),
+    ):
+        x, other, given = (_numbers(seed).contiguous(memory_format=layout) for seed in range(3))
+        for name, wanted, got in (
+            _batch_norm(passes, x),
+            *_affine(passes, x, None, given, clip),
+            *_affine(passes, x, other, given, clip),
+            _rounding(passes, x, clip),
+            _weight(passes, x),
+        ):
+            if not torch.equal(wanted.contiguous().view(torch.int32), got.contiguous().view(torch.int32)):
+                return name
+    return ""
+
+
+_Trial = tuple[str, Tensor, Tensor]
+
+
+def _numbers(seed: int) -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    values = torch.randn(_SHAPE, generator=source)
+    halves = torch.randint(-20, 20, _SHAPE, generator=source) / 16
+    values = torch.where(torch.rand(_SHAPE, generator=source) < 0.3, halves, values).flatten()
+    special = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40, -1e-40, 3e38, -3e38, 0.5, 1.5, 2.5, -0.5, 2.0, -2.0]
+    values[7 * seed : 7 * seed + len(special)] = torch.tensor(special)
+    return values.reshape(_SHAPE)
+
+
+def _batch_norm(passes: Passes, x: Tensor) -> _Trial:
+    channels = torch.linspace(0.1, 1.7, x.shape[1])
+    weight, bias, mean, var = channels, 0.7 - channels, channels / 3, channels.flip(0).contiguous()
+    wanted, got, unused = torch.empty_like(x), torch.empty_like(x), x.new_empty(0)
+    torch.ops.aten.native_batch_norm.out(
+        x, weight, bias, mean, var, False, 0.0, 0.0, out=wanted, save_mean=unused, save_invstd=unused.clone()
+    )
+    passes.affine(x, got, *passes.batch_norm_coefficients(weight, bias, mean, var))
+    return "batch norm", wanted, got
+
+
+def _affine(passes: Passes, x: Tensor, other: Tensor | None, given: Tensor, clip: Clip) -> list[_Trial]:
+    a, b = torch.linspace(-1.3, 1.9, x.shape[1]), torch.linspace(0.3, -0.7, x.shape[1])
+    shape, affine = (1, -1, 1, 1), torch.empty_like(x)
+    passes.affine(x, affine, a, b)
+    plain = torch.addcmul(b.reshape(shape), x, a.reshape(shape))
+    rounded = plain.clone() if other is None else plain.add(other, alpha=1 / clip.step)
+    before = plain if other is None else plain.add(other)
+    clip.round_(rounded)
+    passed = torch.ops.aten.hardtanh_backward(given, before, *clip.passing)
+    got, got_passed = torch.empty_like(x), torch.empty_like(x)
+    passes.quantize(x, other, got, a, b, clip)
+    passes.pass_inside(x, other, given, got_passed, a, b, clip)
+    name = "product and sum" if other is None else "addition"
+    return [
+        ("product and sum", plain, affine),
+        (name, rounded, got),
+        (f"gradient after the {name}", passed, got_passed),
+    ]
+
+
+def _rounding(passes: Passes, x: Tensor, clip: Clip) -> _Trial:
+    wanted, got = torch.empty_like(x), torch.empty_like(x)
+    clip.into(x, wanted)
+    passes.quantize_numbers(x, got, clip)
+    return "rounding", wanted, got
+
+
+def _weight(passes: Passes, x: Tensor) -> _Trial:
+    grid, got = FixedPoint(8, signed=True, narrow=True), torch.empty_like(x)
+    factors = torch.tensor([0.9, 1.1])
+    inverse_steps, steps = torch.tensor([64.0, 32.0]), torch.tensor([1 / 64, 1 / 32])
+    passes.quantize_rows(x, factors, inverse_steps, steps, got, grid)
+    column = (-1, 1, 1, 1)
+    wanted = (x * factors.reshape(column)).mul_(inverse_steps.reshape(column)).round_()
+    wanted.clamp_(grid.min_code, grid.max_code).mul_(steps.reshape(column))
+    return "product", wanted, got

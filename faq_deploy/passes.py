@@ -1,0 +1,148 @@
+"""A batch norm, an addition and a quantizer in one pass over memory, forward and backward, on a CPU.
+
+Each pass gives to the last bit what its caller would get by torch's operations; `fast_path` says where it may be used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from faq_deploy.grids import Clip, FixedPoint
+
+__all__ = ["Passes", "fits"]
+
+_FLOAT, _LONG, _INT = ctypes.c_float, ctypes.c_int64, ctypes.c_int
+
+_LAYOUTS: Final = {4: torch.channels_last, 5: torch.channels_last_3d}  # besides the contiguous one
+
+
+def fits(first: Tensor, *others: Tensor | None) -> bool:
+    """Whether the passes can take these tensors: float32 on a CPU, of one shape and one dense layout."""
+    if type(first) not in (Tensor, nn.Parameter) or first.device.type != "cpu" or first.dtype != torch.float32:
+        return False
+    if not (first.is_contiguous() or _is_channels_last(first)) or first.numel() == 0:
+        return False
+    shape, stride = first.shape, first.stride()
+    return all(
+        other is None
+        or (
+            other.dtype == torch.float32
+            and other.device.type == "cpu"
+            and other.shape == shape
+            and other.stride() == stride
+        )
+        for other in others
+    )
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The functions of passes.c on tensors that fit.
+
+    Args:
+        functions: of the compiled library.
+    """
+
+    functions: ctypes.CDLL
+
+    def batch_norm_coefficients(self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """a and b of a·x + b = (x - mean)/√var·weight + bias, as torch's kernel for a batch norm computes them.
+
+        Args:
+            weight, bias, mean, var: float32, (channels,), contiguous.
+        """
+        a, b = torch.empty_like(weight), torch.empty_like(bias)
+        self.functions.coefficients(*map(_at, (weight, bias, mean, var, a, b)), _LONG(len(weight)))
+        return a, b
+
+    def affine(self, x: Tensor, out: Tensor, a: Tensor, b: Tensor) -> None:
+        """a·x + b into `out`.
+
+        Args:
+            x, out: (N, C, ...).
+            a, b: float32, (channels,), contiguous.
+        """
+        self.functions.affine(*map(_at, (x, out, a, b)), *_rows_of(x), _threads())
+
+    def quantize(self, x: Tensor, other: Tensor | None, out: Tensor, a: Tensor, b: Tensor, clip: Clip) -> None:
+        """`Clip.round_` of a·x + b + other/step into `out`.
+
+        Args:
+            x, other, out: (N, C, ...).
+            a, b: float32, (channels,), contiguous, divided by the clip's step.
+            clip: the quantizer.
+        """
+        self.functions.quantize(*map(_at, (x, other, out, a, b)), *_rows_of(x), *_numbers_of(clip), _threads())
+
+    def pass_inside(
+        self, x: Tensor, other: Tensor | None, given: Tensor, out: Tensor, a: Tensor, b: Tensor, clip: Clip
+    ) -> None:
+        """Into `out` the gradient `given` where a·x + b + other lies inside the clip's range, else 0.
+
+        Args:
+            x, other, given, out: (N, C, ...).
+            a, b: float32, (channels,), contiguous.
+            clip: the quantizer.
+        """
+        self.functions.pass_inside(
+            *map(_at, (x, other, given, out, a, b)), *_rows_of(x), *map(_FLOAT, clip.passing), _threads()
+        )
+
+    def quantize_numbers(self, x: Tensor, out: Tensor, clip: Clip) -> None:
+        """`Clip.into` of a tensor of any shape."""
+        self.functions.quantize_numbers(_at(x), _at(out), _LONG(x.numel()), *_numbers_of(clip), _threads())
+
+    def quantize_rows(
+        self,
+        weight: Tensor,
+        factors: Tensor | None,
+        inverse_steps: Tensor,
+        steps: Tensor,
+        out: Tensor,
+        grid: FixedPoint,
+    ) -> None:
+        """A weight, times `factors` where there are any, on the grids of its output channels.
+
+        Args:
+            weight, out: output channel first.
+            factors, inverse_steps, steps: float32, (channels,), contiguous.
+            grid: the codes.
+        """
+        rows = len(weight)
+        self.functions.quantize_rows(
+            *map(_at, (weight, factors, inverse_steps, steps, out)),
+            *map(_LONG, (rows, weight.numel() // rows)),
+            *map(_FLOAT, (grid.min_code, grid.max_code)),
+            _threads(),
+        )
+
+
+def _rows_of(x: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]:
+    """Rows, their length, channels, and whether these come last in memory."""
+    channels, count = x.shape[1], x.numel()
+    if x.dim() == 2 or not x.is_contiguous():
+        return _LONG(count // channels), _LONG(channels), _LONG(channels), _INT(1)
+    rows = len(x) * channels
+    return _LONG(rows), _LONG(count // rows), _LONG(channels), _INT(0)
+
+
+def _numbers_of(clip: Clip) -> tuple[ctypes.c_float, ...]:
+    return tuple(map(_FLOAT, (1 / clip.step, *clip.codes, clip.step)))
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    layout = _LAYOUTS.get(x.dim())
+    return layout is not None and x.is_contiguous(memory_format=layout)
+
+
+def _at(x: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if x is None else x.data_ptr())
+
+
+def _threads() -> ctypes.c_int:
+    return _INT(torch.get_num_threads())

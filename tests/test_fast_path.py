@@ -1,0 +1,216 @@
+"""The compiled passes give the bits of torch's operations, and are refused where they would not."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from faq_deploy import compiled, fast_path
+from faq_deploy.fixed_point import FixedPoint, quantize_activation, quantize_weight
+from faq_deploy.layers import WeightedLayer
+from faq_deploy.net import QuantizedNet
+from faq_deploy.passes import Passes, fits
+from faq_deploy.scaled_weight import quantize_scaled_weight
+from tests.compiled_passes import require_compiled, use_plain_path
+from tests.hand_graphs import noise
+from tests.quantized import make_recipe, quantized_net
+
+FIRST, LAST = torch.contiguous_format, torch.channels_last
+
+
+@pytest.fixture(autouse=True)
+def _compiled() -> None:
+    require_compiled()
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.detach().contiguous().view(torch.int32)
+
+
+def both(monkeypatch: pytest.MonkeyPatch, make: Callable[[], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    fast = make()
+    with monkeypatch.context() as patched:
+        use_plain_path(patched)
+        return fast, make()
+
+
+class Block(nn.Module):
+    """Batch norms with and without ReLU, a sum, a product without a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 10, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(10, 10, 3, padding=1, groups=2, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(10) for _ in range(2))
+        self.third = nn.Conv2d(10, 7, 1)
+        self.linear = nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = F.relu(self.norms[0](self.first(x)))
+        x = F.relu(self.norms[1](self.second(x)) + x)
+        x = F.relu(self.third(x))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+
+def block(batch_norm: str, bits: int = 8) -> QuantizedNet:
+    torch.manual_seed(0)
+    target = "paper" if batch_norm == "paper" else "tensorrt"
+    return quantized_net(Block(), make_recipe(target, bits, batch_norm), noise(8, 3, 40, 40, seed=3)).net.train()
+
+
+def trained(net: QuantizedNet, layout: torch.memory_format) -> list[Tensor]:
+    net = copy.deepcopy(net).to(memory_format=layout)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    for seed in range(3):
+        net.refresh()
+        optimizer.zero_grad()
+        x = noise(16, 3, 40, 40, seed=seed).contiguous(memory_format=layout)
+        F.cross_entropy(net(x), torch.arange(16) % 4).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return [value for value in net.state_dict().values() if value.dtype == torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("batch_norm", "layout"), list(itertools.product(["fold", "paper"], [FIRST, LAST])), ids=["ff", "fl", "pf", "pl"]
+)
+def test_three_steps_of_training_end_with_the_same_bits(
+    batch_norm: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = block(batch_norm)
+    fast, plain = both(monkeypatch, lambda: trained(net, layout))
+    assert len(fast) > 8
+    assert all(bits(a).equal(bits(b)) for a, b in zip(fast, plain, strict=True))
+
+
+def test_threads_change_nothing() -> None:
+    net, threads = block("fold"), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            x = noise(64, 10, 40, 40, seed=1)
+            found.append(quantize_activation(x, -4, FixedPoint(8, False)))
+            found.append(net.eval()(noise(2, 3, 40, 40, seed=1)))
+    finally:
+        torch.set_num_threads(threads)
+    assert bits(found[0]).equal(bits(found[2])) and bits(found[1]).equal(bits(found[3]))
+
+
+@given(
+    st.lists(st.floats(width=32, allow_subnormal=True), min_size=1, max_size=70),
+    st.integers(-20, 12),
+    st.booleans(),
+    st.sampled_from([2, 4, 8]),
+)
+def test_any_numbers_are_rounded_alike(values: list[float], exponent: int, signed: bool, width: int) -> None:
+    x, grid = torch.tensor(values), FixedPoint(width, signed)
+    with pytest.MonkeyPatch.context() as patched:
+        fast, plain = both(
+            patched,
+            lambda: [
+                quantize_activation(x, exponent, grid),
+                quantize_weight(x, torch.tensor(exponent), grid),
+                quantize_scaled_weight(x[:, None], torch.ones_like(x) * 0.7, torch.tensor(exponent), grid),
+            ],
+        )
+    assert all(bits(a).equal(bits(b)) for a, b in zip(fast, plain, strict=True))
+
+
+def test_halves_go_to_the_even_code() -> None:
+    x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 3.5] * 10)
+    assert quantize_activation(x, 0, FixedPoint(4, True))[:6].tolist() == [0, 2, 2, 0, -2, 4]
+
+
+def test_what_does_not_fit_goes_the_plain_way() -> None:
+    x = noise(4, 6, 8, 8, seed=1)
+    assert fits(x, x.clone(), None)
+    assert fits(x.contiguous(memory_format=LAST))
+    assert not fits(x.double())
+    assert not fits(x[:, :, ::2])
+    assert not fits(x, x.contiguous(memory_format=LAST))
+    assert not fits(x, x[:2])
+    assert not fits(x, x.half())
+    assert not fits(x.to("meta"))
+    assert not fits(x[:0])
+
+
+def wrong_library(folder: Path, change: str) -> Passes:
+    """passes.c with other arithmetic."""
+    compiler, source, file = compiled._compiler(), folder / "wrong.c", folder / "wrong.so"
+    assert compiler is not None
+    text, include = Path(compiled.__file__).with_name("passes.c").read_text(), "#include <stdint.h>"
+    assert include in text
+    source.write_text(text.replace(include, f"{include}\n#define {change}"))
+    subprocess.run([compiler, *compiled._FLAGS, source, "-o", file, "-lm"], check=True, timeout=60)
+    return Passes(ctypes.CDLL(str(file)))
+
+
+@pytest.mark.parametrize(
+    ("change", "operation"),
+    [
+        ("fmaf(a, b, c) ((a) * (b) + (c))", "batch norm"),  # a product that is rounded before the sum
+        ("sqrtf(a) (sqrtf)((a) * 1.0000001f)", "batch norm"),
+        ("rintf roundf", "rounding"),  # halves away from zero
+    ],
+)
+def test_other_bits_are_noticed(change: str, operation: str, tmp_path: Path) -> None:
+    assert fast_path.first_difference(wrong_library(tmp_path, change)) == operation
+
+
+def test_the_real_ones_show_no_difference() -> None:
+    passes = fast_path._choice().passes
+    assert passes is not None
+    assert fast_path.first_difference(passes) == ""
+
+
+def test_a_weight_changed_between_forward_and_backward_is_refused_as_torch_refuses_it() -> None:
+    net = block("fold")
+    loss = net(noise(4, 3, 40, 40, seed=1)).square().sum()
+    with torch.no_grad():
+        next(net.parameters()).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("batch_norm", ["fold", "paper"])
+def test_no_quantized_weight_is_kept_for_the_gradient(batch_norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What autograd saves from outside the convolutions' own hooks has no weight on its grid."""
+    net = block(batch_norm)
+    layers = [layer for layer in net.modules() if isinstance(layer, WeightedLayer)]
+    on_grids = [layer.constants()[0].detach() for layer in layers]
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor.detach().clone())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = net(noise(4, 3, 40, 40, seed=1)).square().sum()
+    shapes = {tuple(t.shape) for t in on_grids}
+    kept = [t for t in saved if tuple(t.shape) in shapes]
+    assert len(kept) >= len(layers)  # the float weights
+    assert not any(t.shape == grid.shape and t.equal(grid) for t in kept for grid in on_grids)
+    loss.backward()
+    assert all(layer.weight.grad is not None for layer in layers)
+
+
+def test_a_new_process_finds_what_the_first_compiled() -> None:
+    before = {path: path.stat().st_mtime_ns for path in compiled.library_folder().glob("*.so")}
+    assert before
+    program = "import torch; from faq_deploy.fast_path import why_not; assert why_not() == '', why_not()"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert {path: path.stat().st_mtime_ns for path in compiled.library_folder().glob("*.so")} == before
