@@ -91,7 +91,7 @@ class _StraightThroughWeight(torch.autograd.Function):
 
 
 def _again(ctx: torch.autograd.function.FunctionCtx) -> Tensor:
-    """For `saved_weight.quantized_again`."""
+    """For `made_again`."""
     (weight,) = ctx.saved_tensors  # type: ignore[attr-defined]
     return _quantized_weight(weight, ctx.exponent, ctx.grid)  # type: ignore[attr-defined]
 

@@ -53,22 +53,8 @@ class _Normalized(torch.autograd.Function):
     ) -> Tensor:
         ctx.norm, ctx.clip = norm, clip  # type: ignore[attr-defined]
         ctx.save_for_backward(*(x,) if other is None else (x, other))
-        values = torch.empty_like(x)
-        passes = fast_path(x, values, other)
-        if clip is None:
-            if passes:
-                passes.affine(x, values, *norm.coefficients(passes))
-            else:
-                norm.into(x, values)
-            return values
-        norm = norm.in_steps(clip.step)
-        if passes:
-            passes.quantize(x, other, values, *norm.coefficients(passes), clip)
-            return values
-        for part, out, *added in _pieces(x, values, other):
-            norm.into(part, out)
-            clip.round_(out.add_(*added, alpha=1 / clip.step) if added else out)
-        return values
+        ctx.again = _again  # type: ignore[attr-defined]
+        return _values(x, other, norm, clip)
 
     @staticmethod
     def backward(
@@ -80,6 +66,31 @@ class _Normalized(torch.autograd.Function):
         passed = gradient if clip is None else _pass_inside(gradient, x, others, norm, clip)
         of_x, of_weight, of_bias = norm.gradient(passed, x)
         return of_x, passed if others else None, of_weight, of_bias, None, None
+
+
+def _again(ctx: torch.autograd.function.FunctionCtx) -> Tensor:
+    """For `made_again`."""
+    x, *others = ctx.saved_tensors  # type: ignore[attr-defined]
+    return _values(x, others[0] if others else None, ctx.norm, ctx.clip)  # type: ignore[attr-defined]
+
+
+def _values(x: Tensor, other: Tensor | None, norm: Normalization, clip: Clip | None) -> Tensor:
+    values = torch.empty_like(x)
+    passes = fast_path(x, values, other)
+    if clip is None:
+        if passes:
+            passes.affine(x, values, *norm.coefficients(passes))
+        else:
+            norm.into(x, values)
+        return values
+    norm = norm.in_steps(clip.step)
+    if passes:
+        passes.quantize(x, other, values, *norm.coefficients(passes), clip)
+        return values
+    for part, out, *added in _pieces(x, values, other):
+        norm.into(part, out)
+        clip.round_(out.add_(*added, alpha=1 / clip.step) if added else out)
+    return values
 
 
 def _pass_inside(gradient: Tensor, x: Tensor, others: Sequence[Tensor], norm: Normalization, clip: Clip) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from faq_deploy.graph import WEIGHTED, Graph, Node
 from faq_deploy.layers import ActivationQuantizer, FloatLayer
+from faq_deploy.made_again import made_again
 from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
 
 __all__ = ["FusedNodes", "Fusion", "fusions"]
@@ -22,11 +23,13 @@ class Fusion:
         norm: a layer with a live batch norm, or a batch norm.
         add: the addition after it; None where there is none.
         other: what is added.
+        nobody_else: whether only the addition reads that, so that nothing else keeps it for a gradient.
     """
 
     norm: str
     add: str | None = None
     other: str | None = None
+    nobody_else: bool = False
 
 
 def fusions(graph: Graph) -> dict[str, Fusion]:
@@ -53,9 +56,9 @@ def fusions(graph: Graph) -> dict[str, Fusion]:
         elif before.kind == "add" and uses[before.name] == 1:
             left, right = before.inputs
             if normalizes(left):
-                found[node.name] = Fusion(left, before.name, right)
+                found[node.name] = Fusion(left, before.name, right, uses[right] == 1)
             elif normalizes(right):
-                found[node.name] = Fusion(right, before.name, left)
+                found[node.name] = Fusion(right, before.name, left, uses[left] == 1)
     return found
 
 
@@ -98,7 +101,8 @@ class FusedNodes:
         norm = self._norm(fusion)
         other = None if fusion.add is None else self._others.pop(fusion.add)
         if other is None or other.shape == x.shape:
-            result: Tensor = norm(x, quantizer.rounding, other)
+            with made_again(other if fusion.nobody_else else None):
+                result: Tensor = norm(x, quantizer.rounding, other)
         else:  # a sum that broadcasts
             result = quantizer(norm(x) + other)
         return result

@@ -19,8 +19,8 @@ from faq_deploy.fixed_point import (
     widened,
 )
 from faq_deploy.live_norm import LiveNorm
+from faq_deploy.made_again import made_again
 from faq_deploy.products import Convolution, MatrixProduct, Product
-from faq_deploy.saved_weight import quantized_again
 from faq_deploy.scaled_weight import quantize_scaled_weight
 
 __all__ = ["ActivationQuantizer", "FloatLayer", "Mode", "Observer", "WeightedLayer"]
@@ -133,7 +133,7 @@ class FloatLayer(nn.Module):
     def before_norm(self, x: Tensor) -> Tensor:
         """What a live batch norm is given in training: (N, C, ...) float32 to (N, channels, ...)."""
         weight, _ = self.weight_and_float_bias()
-        with quantized_again(weight):
+        with made_again(weight):
             return self.product(x, weight, None)
 
     def weight_and_float_bias(self) -> tuple[Tensor, Tensor | None]:
@@ -146,7 +146,7 @@ class FloatLayer(nn.Module):
             normalized: Tensor = self.norm(self.before_norm(x))
             return normalized
         weight, bias = self.constants()
-        with quantized_again(weight):
+        with made_again(weight):
             return widened(self.product(x, weight, bias))
 
 

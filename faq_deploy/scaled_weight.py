@@ -37,7 +37,7 @@ class _ScaledWeight(torch.autograd.Function):
 
 
 def _again(ctx: torch.autograd.function.FunctionCtx) -> Tensor:
-    """For `saved_weight.quantized_again`."""
+    """For `made_again`."""
     weight, factors = ctx.saved_tensors  # type: ignore[attr-defined]
     return _quantized(weight, factors, ctx.exponent, ctx.grid)  # type: ignore[attr-defined]
 
