@@ -62,7 +62,8 @@ def main() -> None:
 def init(model: str, as_json: bool, **options: object) -> None:
     """Look at MODEL and at images, write a commented recipe to start from, and say what to type next.
 
-    MODEL is as for `quantize`. Where it has no weights, the first command to type is `train`.
+    MODEL is as for `quantize`. Where it has no weights, or its function draws them at random, the first command to type
+    is `train`.
 
     \b
     Examples:
