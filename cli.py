@@ -197,8 +197,8 @@ def build(source: Path, output: Path | None, force: bool, as_json: bool, **optio
 def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: object) -> None:
     """Run the same images through PyTorch, the integer reference, onnxruntime and every engine; judge the result.
 
-    Writes RUN/report.json and RUN/report.html. Exit code 0 if all gates passed, 1 if one failed, 3 if no engine was
-    built or one could not run here (unless --allow-skip).
+    Writes RUN/report.json and RUN/report.html; of an ONNX file nothing, unless --html names a page. Exit code 0 if all
+    gates passed, 1 if one failed, 3 if no engine was built or one could not run here (unless --allow-skip).
 
     \b
     Examples:
