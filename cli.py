@@ -62,7 +62,8 @@ def main() -> None:
 def init(model: str, as_json: bool, **options: object) -> None:
     """Look at MODEL and at images, write a commented recipe to start from, and say what to type next.
 
-    MODEL is as for `quantize`. Where it has no weights, the first command to type is `train`.
+    MODEL is as for `quantize`. Where it has no weights, or its function draws them at random, the first command to type
+    is `train`.
 
     \b
     Examples:
@@ -196,8 +197,8 @@ def build(source: Path, output: Path | None, force: bool, as_json: bool, **optio
 def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: object) -> None:
     """Run the same images through PyTorch, the integer reference, onnxruntime and every engine; judge the result.
 
-    Writes RUN/report.json and RUN/report.html. Exit code 0 if all gates passed, 1 if one failed, 3 if no engine was
-    built or one could not run here (unless --allow-skip).
+    Writes RUN/report.json and RUN/report.html; of an ONNX file nothing, unless --html names a page. Exit code 0 if all
+    gates passed, 1 if one failed, 3 if no engine was built or one could not run here (unless --allow-skip).
 
     \b
     Examples:

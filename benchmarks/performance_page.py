@@ -110,11 +110,11 @@ def _rooflines(path: Path) -> str:
     rows: list[Row] = [
         {
             "network": network,
-            "MACs, G": found["macs"] / 1e9,
+            "MACs an image, G": found["macs"] / 1e9,
             "in INT8, %": 100 * found["int8_macs"] / found["macs"],
             "weights, MB": found["weight_bytes"] / 1e6,
-            "activations, MB": found["activation_bytes"] / 1e6,
-            **{gpu: _least(found, gpu) for gpu in _SHOWN},
+            "activations an image, MB": found["activation_bytes"] / 1e6,
+            **{f"{gpu}, ms a batch of 1 / 32": _least(found, gpu) for gpu in _SHOWN},
         }
         for network, found in sorted(known.items(), key=lambda item: NETWORKS.index(item[0]))
     ]

@@ -30,14 +30,18 @@ else was measured is in [Speed](speed.md).
 
 All was measured on one machine with 2 cores and no GPU, on which other work was going on ("load before" is the number
 of busy processes): CPU time holds under load, wall time only tells an upper limit.
+
+A `+` behind a commit says that files of the working tree differed from it while it was measured. Times say of what they
+are: "a batch" is all of its images together, "an image" one of them; "step, s" is a batch, too.
 """
 
 ROOFLINE: Final = """\
 ## How fast an engine could be
 Predicted, not measured: the paper's networks at 8 bits, from the QDQ graph and NVIDIA's data sheets (`python
-benchmarks/rooflines.py`). Each cell has the least milliseconds at batch 1 / batch 32 in INT8, and in brackets how much
-longer FP16 must take at batch 32. `faq-deploy build --bench` prints the same for any network, and beside it what was
-measured ([Engines](engines.md#how-fast)).
+benchmarks/rooflines.py`). Each cell has the least milliseconds that a batch of 1 / a whole batch of 32 takes in INT8
+(divide the second by 32 for an image), and in brackets how much longer FP16 must take at batch 32. MACs and
+activations are those of an image; weights are read once a batch. `faq-deploy build --bench` prints the same for any
+network, and beside it what was measured ([Engines](engines.md#how-fast)).
 
 On a T4, 19 of ResNet-18's 24 kernels wait for memory at batch 1, and 11 at batch 32: INT8 gains there by its smaller
 numbers, elsewhere by its faster products. No engine of ours has been timed on a GPU yet.

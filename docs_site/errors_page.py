@@ -116,6 +116,8 @@ def _sentence(node: ast.expr, constants: dict[str, str]) -> str:
         return constants.get(node.id, "")
     if isinstance(node, ast.JoinedStr):
         return "".join(_sentence(part, constants) for part in node.values)
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "pip_install":
+        return f"pip install 'faq-deploy[{ast.literal_eval(node.args[0])}]'"  # as where it is installed
     if isinstance(node, ast.FormattedValue):
         if isinstance(node.value, ast.Name) and node.value.id in constants:
             return constants[node.value.id]

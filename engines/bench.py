@@ -125,13 +125,20 @@ def bench(
         manifest = result.manifest
         if manifest is None or manifest.baseline:
             continue
-        measured += _engine(wanted, folder / result.name, manifest, options, tell)
+        fp16 = f"{result.name}-fp16"  # where the build made it, it is not built once more
+        there = folder / fp16 if any(r.name == fp16 and r.manifest is not None for r in results) else None
+        measured += _engine(wanted, folder / result.name, manifest, options, there, tell)
     here = limits_of(host.gpu.name) if host.gpu is not None else None
     return Bench(wanted, tuple(measured), tuple(_bounds(wanted, GPUS if here is None else (here,))))
 
 
 def _engine(
-    wanted: Subject, folder: Path, manifest: EngineManifest, options: BuildOptions, tell: Callable[[str], None]
+    wanted: Subject,
+    folder: Path,
+    manifest: EngineManifest,
+    options: BuildOptions,
+    fp16: Path | None,
+    tell: Callable[[str], None],
 ) -> Iterator[Measured]:
     """The engine; where that runs, its runtime on the net without quantizers too."""
     name = folder.name
@@ -144,6 +151,9 @@ def _engine(
     for precision in _CPU if manifest.runtime == "onnxruntime" else _GPU:
         tell(f"{name}: timing {precision}, without quantizers")
         try:
+            if precision == "fp16" and fp16 is not None:
+                yield from _timed(wanted, name, precision, open_engine(fp16, baseline=True))
+                continue
             with _baseline(wanted, manifest, precision, options) as runner:
                 yield from _timed(wanted, name, precision, runner)
         except FaqError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from engines.errors import CannotRunHere
+from engines.extras import pip_install
 from engines.host import Driver, cuda_of, driver, installed
 from engines.tensorrt_package import OLDEST_SM, TensorRTName, load, rtx_sms
 from engines.timing_cache import cache_folder
@@ -27,7 +28,6 @@ _MIB: Final = 1 << 20
 _GIB: Final = 1 << 30
 _ENOUGH_MEMORY: Final = 4 * _GIB  # calibrating a ResNet-18 at 224 pixels takes about 3
 _ENOUGH_SHARED: Final = 128 * _MIB  # Docker's default is 64
-_TORCH: Final = "pip install 'faq-deploy[torch]' (needed by quantize and export, not by build and the engines)."
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,12 @@ class Check:
 def diagnose() -> list[Check]:
     """Look at the machine. torch is not imported, no CUDA context is made, nothing is downloaded."""
     gpu_driver = driver()
+    torch = f"{pip_install('torch')} (needed by quantize and export, not by build and the engines)."
     return [
         Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         _package("faq-deploy", "faq_deploy", "pip install -e . in the source folder."),
-        _package("torch", "torch", _TORCH),
-        _package("torchvision", "torchvision", _TORCH),
+        _package("torch", "torch", torch),
+        _package("torchvision", "torchvision", torch),
         _driver(gpu_driver),
         _gpu(gpu_driver),
         _cpu(),

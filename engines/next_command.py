@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engines.doctor import Check
 from engines.errors import InputError
+from engines.extras import pip_install
 from engines.run_folder import RunFolder
 
 __all__ = ["NextCommand", "next_command"]
@@ -42,9 +43,9 @@ def next_command(checks: Sequence[Check], folder: Path) -> NextCommand:
     if not has_torch:
         return _without_torch(folder)
     if "GPU" in fine and "tensorrt" not in fine:
-        return NextCommand("pip install 'faq-deploy[tensorrt]'", "a GPU is here, and nothing that builds its engines")
+        return NextCommand(pip_install("tensorrt"), "a GPU is here, and nothing that builds its engines")
     if importlib.util.find_spec("sklearn") is None:
-        return NextCommand("pip install 'faq-deploy[demo]'", "the data of `faq-deploy demo` come with scikit-learn")
+        return NextCommand(pip_install("demo"), "the data of `faq-deploy demo` come with scikit-learn")
     own = "with a model and images of your own: `faq-deploy init MODEL --data DIR`"
     return NextCommand("faq-deploy demo", f"the whole job on embedded data, in minutes; {own}")
 
@@ -90,6 +91,6 @@ def _without_torch(folder: Path) -> NextCommand:
     if bundle is not None:
         return NextCommand(f"faq-deploy verify {shlex.quote(bundle.name)}", "a bundle is here, which needs no torch")
     return NextCommand(
-        "pip install 'faq-deploy[torch]'",
+        pip_install("torch"),
         "quantize and export need torch; an edge box doesn't: `faq-deploy verify BUNDLE` runs without",
     )

@@ -51,7 +51,7 @@ def load(path: str | Path, runtime: OnnxRuntime = "onnxruntime") -> OutputRunner
     )
 
 
-def open_engine(folder: Path, onnx_sha256: str | None = None) -> OutputRunner:
+def open_engine(folder: Path, onnx_sha256: str | None = None, *, baseline: bool = False) -> OutputRunner:
     """Check an engine's record against its files and this machine, then load it.
 
     A file that is cut short, foreign or of another GPU or version never reaches a runtime, which would crash on it or
@@ -60,6 +60,7 @@ def open_engine(folder: Path, onnx_sha256: str | None = None) -> OutputRunner:
     Args:
         folder: `engines/NAME`, as `faq-deploy build` leaves it.
         onnx_sha256: of the ONNX file that it must have been built from; None takes the record's word.
+        baseline: it may be the net without quantizers, whose time is of interest and whose outputs are not.
 
     Returns:
         A runner; close it after use.
@@ -72,7 +73,7 @@ def open_engine(folder: Path, onnx_sha256: str | None = None) -> OutputRunner:
     engine = folder / manifest.file
     if manifest.runtime == "onnxruntime":
         return OrtRunner(engine)
-    if manifest.baseline:
+    if manifest.baseline and not baseline:
         raise InputError(
             f"{folder} is a net without quantizers, to compare speed with.", "open the engine without -fp16."
         )

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +29,8 @@ from engines.profile import parse_profile
 from engines.run_folder import RunFolder
 
 __all__ = ["build", "chosen_options", "doctor"]
+
+_UNBROKEN: Final = 10_000  # columns, more than a row has: a table is as wide as what it holds
 
 
 def build(
@@ -116,6 +118,8 @@ def doctor(*, as_json: bool) -> None:
     for check in checks:
         table.add_row(*[Text(cell) for cell in (marks[check.status], check.name, check.detail, check.remedy or "")])
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_UNBROKEN)  # a pipe or a log keeps each path and command in one piece
     console.print(table)
     found = next_command(checks, Path.cwd())
     console.print(f"\nNext: {found.command}", soft_wrap=True, markup=False, highlight=False)

@@ -111,7 +111,7 @@ def _refuse(options: Mapping[str, Any]) -> None:
         raise InputError("--max-float-drop needs the float net, which a bundle does not hold.", "leave it out.")
     if options["max_fall"] is not None:
         raise InputError("--max-fall needs what quantize measured, which a bundle does not hold.", "try --min-top1.")
-    for name in ("samples", "float_model"):
+    for name in ("samples", "float_model", "html"):
         if options[name] is not None:
             raise InputError(f"--{name.replace('_', '-')} goes with an ONNX file.", "leave it out.")
     for name in _WITH_A_RUN:

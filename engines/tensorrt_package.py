@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final, Literal
 
 from engines.errors import CannotRunHere
+from engines.extras import Extra, pip_install
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -22,11 +23,8 @@ TensorRTName = Literal["tensorrt", "tensorrt-rtx"]
 OLDEST_SM: Final = 75  # Turing: the oldest GPU whose INT8 tensor cores TensorRT 10, 11 and RTX use
 
 _MODULES: Final[Mapping[TensorRTName, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_INSTALL: Final[Mapping[TensorRTName, str]] = {
-    "tensorrt": "pip install 'faq-deploy[tensorrt]' (on a Jetson, JetPack brings TensorRT: use a virtual environment "
-    "made with --system-site-packages).",
-    "tensorrt-rtx": "pip install 'faq-deploy[rtx]'.",
-}
+_EXTRAS: Final[Mapping[TensorRTName, Extra]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+_JETSON: Final = " (on a Jetson, JetPack brings TensorRT: use a virtual environment made with --system-site-packages)"
 
 
 @dataclass
@@ -55,25 +53,25 @@ def load(name: TensorRTName) -> ModuleType:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] == module_name:
-            raise CannotRunHere(f"The Python package {module_name} is not installed.", _INSTALL[name]) from error
+            raise CannotRunHere(f"The Python package {module_name} is not installed.", _install(name)) from error
         raise _does_not_load(name, error) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise _does_not_load(name, error) from error
     spec = module.__spec__
     if spec is not None and spec.origin is None:  # a folder that holds type stubs, or that an uninstall left
         raise CannotRunHere(
-            f"The Python package {module_name} is not installed: its folder holds no code.", _INSTALL[name]
+            f"The Python package {module_name} is not installed: its folder holds no code.", _install(name)
         )
     if not hasattr(module, "Builder"):
         raise CannotRunHere(
             f"The Python package {module_name} is installed but is only a placeholder: it has no Builder.",
-            f"pip uninstall {module_name}, then {_INSTALL[name]}",
+            f"pip uninstall {module_name}, then {_install(name)}",
         )
     # 11 types every network strongly and may drop the flag; before 10 an INT8 flag stood where it is missing
     if not hasattr(module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") and hasattr(module.BuilderFlag, "INT8"):
         raise CannotRunHere(
             f"{module_name} {module.__version__} has no strongly typed networks.",
-            f"faq-deploy needs TensorRT 10 or newer: {_INSTALL[name]}",
+            f"faq-deploy needs TensorRT 10 or newer: {_install(name)}",
         )
     return module
 
@@ -140,8 +138,12 @@ def _does_not_load(name: TensorRTName, error: Exception) -> CannotRunHere:
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return CannotRunHere(
         f"The Python package {_MODULES[name]} is installed but does not load: {first}.",
-        f"install it again with its libraries: {_INSTALL[name]}",
+        f"install it again with its libraries: {_install(name)}",
     )
+
+
+def _install(name: TensorRTName) -> str:
+    return f"{pip_install(_EXTRAS[name])}{_JETSON if name == 'tensorrt' else ''}."
 
 
 def _plain(text: str) -> str:

@@ -22,6 +22,7 @@ from faq_deploy.given import (
     Batch,
     images_of,
     one_input,
+    outputs_said,
     require_batches,
     require_float_model,
     require_image_batch,
@@ -67,7 +68,7 @@ def prepare(
             recipe's, which is `tensorrt` unless it says otherwise.
         recipe: every other choice: a name of `faq-deploy recipes`, a TOML file, or a `Recipe`.
         output: which of several outputs to keep: a key, or a position as text; `*` keeps all. None takes the recipe's
-            choice, which is `logits` or `out` if there is one, else the first.
+            choice; where that says nothing either, `logits` or `out`, and a warning names what is left out.
 
     Returns:
         An ordinary module with the model's inputs and outputs, on its device, in its mode. A softmax at the model's
@@ -75,7 +76,7 @@ def prepare(
 
     Raises:
         InputError: NaN weights or none, batch norms that never saw a batch, a part that isn't supported, a model that
-            is prepared already, no such recipe.
+            is prepared already, no such recipe, several outputs of which none is chosen.
     """
     require_float_model(model)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -90,7 +91,7 @@ def prepare(
     chosen = correctable(resolved(chosen, name))
     example = _example(example_inputs)
     source = model if device.type == "cpu" else copy.deepcopy(model).cpu()  # it is traced on the CPU
-    net = rewrite(source, example, chosen)
+    net = rewrite(source, example, chosen, outputs_said)
     structure = structure_of(source, example) if chosen.layers.output == "*" else None
     return PreparedModel(net, chosen, name, example, structure).to(device).train(model.training)
 

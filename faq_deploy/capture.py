@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,11 @@ from faq_deploy.simplify import simplify
 from faq_deploy.tracing import evaluating, labelled, operation, trace
 from faq_deploy.walk import Walk
 
-__all__ = ["Captured", "capture", "choose_outputs"]
+__all__ = ["USUAL_OUTPUTS", "Captured", "Chooser", "capture", "choose_outputs"]
+
+Chooser = Callable[[Collection[str], str | None], tuple[str, ...]]
+
+USUAL_OUTPUTS: Final = ("logits", "out")  # of transformers, of torchvision
 
 _TAILS: Final = {
     **dict.fromkeys(("softmax", "_softmax"), "softmax"),
@@ -48,7 +52,12 @@ class Captured:
         return tuple(tensor for tensor in found if isinstance(tensor, Tensor))
 
 
-def capture(model: nn.Module, example: Tensor | Sequence[Tensor], output: str | None = None) -> Captured:
+def capture(
+    model: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    output: str | None = None,
+    choose: Chooser | None = None,
+) -> Captured:
     """The float graph of `model`.
 
     Eager semantics are kept: an in-place op changes what later readers of its input see, and hooks and
@@ -59,6 +68,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor], output: str | 
         example: float32 batch, shape (N, C, H, W), or one an input.
         output: label of the output to keep, where the model returns several; `*` keeps all. Left out, it is
             `logits` or `out` if there is one, else the first.
+        choose: what to take instead of `choose_outputs`.
 
     Raises:
         InputError: an op that isn't supported, with its node, source line and remedy.
@@ -66,7 +76,7 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor], output: str | 
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
     with evaluating(model):
         traced = trace(model, examples)
-    labels = choose_outputs(traced.outputs, output)
+    labels = (choose or choose_outputs)(traced.outputs, output)
     tails = [_without_tail(traced.outputs[label]) for label in labels]
     walk = Walk(traced)
     graph, state = simplify(walk.run([node for node, _ in tails], HANDLERS), walk.state)
@@ -95,7 +105,7 @@ def choose_outputs(outputs: Collection[str], wanted: str | None) -> tuple[str, .
         return (wanted,)
     if not outputs:
         raise InputError("the model returns no tensor.", "wrap it in a module that returns the logits.")
-    return (next((label for label in ("logits", "out") if label in outputs), next(iter(outputs))),)
+    return (next((label for label in USUAL_OUTPUTS if label in outputs), next(iter(outputs))),)
 
 
 def _without_tail(node: fx.Node) -> tuple[fx.Node, str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NoReturn
 
 import click.exceptions as click_exceptions
 import rich_click as click
 
 from engines.errors import FaqError
+from engines.extras import Extra, pip_install
 from faq_deploy.launcher import started_processes
 
 __all__ = ["ErrorGroup"]
@@ -19,7 +20,7 @@ __all__ = ["ErrorGroup"]
 # what Click raises where a group is called without a command, from 8.2 on
 _NO_ARGUMENTS: Final[type[click.UsageError] | tuple[()]] = getattr(click_exceptions, "NoArgsIsHelpError", ())
 
-_EXTRAS: Final = {
+_EXTRAS: Final[Mapping[str, Extra]] = {
     "torch": "torch",
     "torchvision": "torch",
     "lightning_fabric": "torch",
@@ -58,7 +59,7 @@ class ErrorGroup(click.RichGroup):
             _fail(
                 "not-installed",
                 f"`faq-deploy {ctx.invoked_subcommand}` needs {error.name}, which is not installed.",
-                f"pip install 'faq-deploy[{extra}]'{_INSTEAD.get(ctx.invoked_subcommand or '', '')}",
+                f"{pip_install(extra)}{_INSTEAD.get(ctx.invoked_subcommand or '', '')}",
                 3,
             )
         except ImportError as error:  # it is there, and a library that it needs is not

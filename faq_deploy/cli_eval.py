@@ -136,6 +136,7 @@ eval_options = options(
     on_bad_image_option,
     click.option("--junit", type=_FILE, metavar="FILE", help="Write JUnit XML too: a test case a gate."),
     click.option("--markdown", type=_FILE, metavar="FILE", help="Write a summary for a pull request too."),
+    click.option("--html", type=_FILE, metavar="FILE", help="Of an ONNX file: write its report as a page."),
     click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
 )
 
@@ -159,7 +160,7 @@ _GROUPS: Final = {
         *("--allow-skip", "--allow-undecided"),
     ),
     "Against an earlier report": ("--baseline", "--max-regression", "--max-latency-growth", "--max-bytes-growth"),
-    "Output": ("--junit", "--markdown", "--json", "--help"),
+    "Output": ("--junit", "--markdown", "--html", "--json", "--help"),
 }
 click.rich_click.OPTION_GROUPS["faq-deploy eval"] = [
     {"name": name, "options": list(names)} for name, names in _GROUPS.items()

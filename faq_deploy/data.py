@@ -11,6 +11,7 @@ from typing import Final, Literal
 import numpy as np
 
 from engines.errors import InputError, NotInstalled
+from engines.extras import pip_install
 from engines.image_files import VALIDATION_FOLDERS, ClassOrder, class_folders, is_number
 from engines.images import ArrayImages, DataWarning, ImageFolder, ImageSet, ImageSubset
 from engines.preprocess import Preprocessing
@@ -155,7 +156,7 @@ def _digits(preprocessing: Preprocessing) -> ArrayImages:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise NotInstalled("The digits data set needs scikit-learn.", "pip install 'faq-deploy[demo]'") from error
+        raise NotInstalled("The digits data set needs scikit-learn.", pip_install("demo")) from error
     digits = load_digits()
     pixels = np.minimum(255, digits.images * 16).astype(np.uint8)[..., np.newaxis]  # 0..16 becomes 0..255
     return ArrayImages(pixels, digits.target, [str(name) for name in digits.target_names], preprocessing, "digits")

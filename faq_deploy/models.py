@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from engines.errors import InputError, NotInstalled
+from engines.extras import pip_install
 from engines.preprocess import Preprocessing
 from faq_deploy.architecture import RANDOM, Architecture, local_weights
 from faq_deploy.data import default_preprocessing
@@ -150,7 +151,7 @@ def _torchvision(name: str, weights: str | None) -> Architecture:
     except ImportError as error:
         raise NotInstalled(
             f"torchvision:{name} needs torchvision, which can't be imported ({error}).",
-            "pip install 'faq-deploy[torch]'",
+            pip_install("torch"),
         ) from error
     return torchvision_architecture(name, weights)
 

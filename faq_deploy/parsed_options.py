@@ -105,7 +105,7 @@ def eval_options(options: dict[str, Any]) -> tuple[EvalOptions, str | None]:
     gates = options["gates"]
     limits = limits_from(given, "the command line") if gates is None else read_limits(gates, given)
     metric = options["metric"]
-    for name in ("samples", "float_model"):
+    for name in ("samples", "float_model", "html"):
         if options[name] is not None:
             raise InputError(f"--{name.replace('_', '-')} goes with an ONNX file, not with a run.", "leave it out.")
     if limits.max_metric_drop is not None and metric is None:

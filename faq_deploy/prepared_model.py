@@ -6,11 +6,13 @@ import copy
 import json
 import weakref
 import zlib
+from collections.abc import Mapping
 from typing import Final, get_args
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
+from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils import _pytree as pytree
 
 from engines.errors import InputError
@@ -18,6 +20,8 @@ from faq_deploy.batch_norm import BatchNormMode
 from faq_deploy.net import QuantizedNet
 from faq_deploy.place import Target
 from faq_deploy.recipe import Recipe
+from faq_deploy.shifted import Shifted
+from faq_deploy.weight_names import essential, misfit, some
 
 __all__ = ["PreparedModel"]
 
@@ -165,21 +169,64 @@ class PreparedModel(nn.Module):
                 )
             _OWNERS[module] = weakref.ref(self)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, object], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        """Take over weights, exponents and whether it is calibrated; nothing changes where they don't fit.
+
+        Args:
+            state_dict: of a model that was prepared alike.
+            strict: refuse names that are missing or unknown.
+            assign: keep the given tensors instead of copying their values.
+
+        Raises:
+            InputError: it is of another net, target or recipe, or names or shapes don't fit.
+        """
+        own, given = self.state_dict(), state_dict
+        if "signature" in given:
+            _refuse_other(given["signature"], self.signature)
+        optional = {f"{name}.offset" for name, module in self.named_modules() if isinstance(module, Shifted)}
+        missing = essential(key for key in own if key not in given and key not in optional)
+        unknown = essential(key for key in given if key not in own)
+        wrapped = any(key.endswith(".signature") for key in unknown)
+        if strict and (missing or unknown) and ("signature" in given or wrapped):
+            found = misfit(own, given, missing, unknown, "state dict")
+            raise InputError(f"the state dict does not fit the model: {found.what}.", found.remedy)
+        _refuse_shapes(own, given)
+        loaded: _IncompatibleKeys = super().load_state_dict(state_dict, strict, assign)
+        return loaded
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        given = state_dict.get(f"{prefix}signature")
-        if not isinstance(given, Tensor) or given.is_meta:
-            raise InputError(
-                "the state dict is not that of a prepared model.",
-                "load float weights into the float model, and prepare it then.",
-            )
-        difference = _difference(given.tolist(), self.signature.tolist())
-        if difference:
-            raise InputError(
-                f"the state dict is of another net: {difference}.",
-                "prepare the model with the target and the recipe that the state was saved with.",
-            )
+        given = _refuse_other(state_dict.get(f"{prefix}signature"), self.signature)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.mark(calibrated=bool(given[_CALIBRATED]))
+
+
+def _refuse_other(given: object, own: Tensor) -> Tensor:
+    """The signature of a state dict, unless it is another net's."""
+    if not isinstance(given, Tensor) or given.is_meta:
+        raise InputError(
+            "the state dict is not that of a prepared model.",
+            "load float weights into the float model, and prepare it then.",
+        )
+    difference = _difference(given.tolist(), own.tolist())
+    if difference:
+        raise InputError(
+            f"the state dict is of another net: {difference}.",
+            "prepare the model with the target and the recipe that the state was saved with.",
+        )
+    return given
+
+
+def _refuse_shapes(own: Mapping[str, Tensor], given: Mapping[str, object]) -> None:
+    shapes = {key: value.shape for key, value in given.items() if isinstance(value, Tensor)}
+    differ = [key for key in own if key in shapes and shapes[key] != own[key].shape]
+    if differ:
+        said = some(f"{key} is {[*shapes[key]]} instead of {[*own[key].shape]}" for key in differ)
+        raise InputError(
+            f"the state dict does not fit the model: {len(differ)} of {len(own)} entries have another shape ({said}).",
+            "prepare the float model that it was saved from, with as many classes.",
+        )
 
 
 def _signature(net: QuantizedNet, recipe: Recipe) -> list[int]:

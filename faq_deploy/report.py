@@ -18,7 +18,7 @@ from faq_deploy.report_model import Layer, Report
 from faq_deploy.report_parts import Flip
 from faq_deploy.sparkline import sparkline
 
-__all__ = ["write_html", "write_json"]
+__all__ = ["page_environment", "write_html", "write_json"]
 
 _MISSING = "–"
 _OUTCOMES = {
@@ -57,7 +57,7 @@ def write_html(report: Report | Mapping[str, object], path: Path) -> None:
     # Where not all fit into the picture, those that waste most matter most.
     drawn = rounded_up if len(rounded_up) <= plots.MOST_RANGES else _most_wasteful(rounded_up, plots.MOST_RANGES)
     page = (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             report=checked,
@@ -93,7 +93,8 @@ def _most_wasteful(layers: Sequence[Layer], count: int) -> list[Layer]:
     return [layer for layer in layers if id(layer) in kept]
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """The templates, with the filters that they use."""
     environment = Environment(
         loader=PackageLoader("faq_deploy"),
         autoescape=True,  # names of layers, classes and files come from outside

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from engines.errors import InputError
 from faq_deploy.batch_norm import fold
-from faq_deploy.capture import Captured, capture
+from faq_deploy.capture import Captured, Chooser, capture, choose_outputs
 from faq_deploy.graph import WEIGHTED, Graph
 from faq_deploy.layer_choices import choose_layers
 from faq_deploy.net import QuantizedNet, WeightRules
@@ -26,13 +26,14 @@ __all__ = ["assemble", "rewrite"]
 _SAME_NET = 1e-3  # relative: folding changes the last bits of fp32, a wrong rewrite changes the first
 
 
-def rewrite(model: nn.Module, example: Tensor, recipe: Recipe) -> QuantizedNet:
+def rewrite(model: nn.Module, example: Tensor, recipe: Recipe, choose: Chooser = choose_outputs) -> QuantizedNet:
     """Trace, deal with batch norms, place quantizers, assemble; the result still computes in float.
 
     Args:
         model: float model in fp32.
         example: float32 batch of at least two images, shape (N, C, H, W).
         recipe: bits, target and quantizer choices.
+        choose: which of several outputs to keep.
 
     Returns:
         A net in mode `float` whose logits equal the model's up to fp32 rounding.
@@ -46,7 +47,7 @@ def rewrite(model: nn.Module, example: Tensor, recipe: Recipe) -> QuantizedNet:
             raise InputError(f"{name} holds NaN or infinite values.", "check the checkpoint it was loaded from.")
     half = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
     source = _float_copy(model) if half else model
-    captured = capture(source, example[:2], recipe.layers.output or None)
+    captured = capture(source, example[:2], recipe.layers.output or None, choose)
     if not any(node.kind in WEIGHTED for node in captured.graph):
         raise InputError("the model has no convolution or linear layer to quantize.", "give a convolutional net.")
     graph, state = fold(captured.graph, captured.state, recipe.quantizer.batch_norm)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from engines.errors import InputError
 from faq_deploy.file_eval import FileReport, evaluate_file
+from faq_deploy.file_report_page import write_file_page
 from faq_deploy.limits import limits_from
 from faq_deploy.metrics import named_metric
 from faq_deploy.models import load_model
@@ -22,7 +23,7 @@ __all__ = ["evaluate"]
 
 _OF_A_FILE: Final = frozenset(
     {"samples", "float_model", "metric", "max_metric_drop", "code_images", "reference_images", "batch_size"}
-    | {"on_bad_image"}
+    | {"on_bad_image", "html"}
 )
 _REMEDY: Final = "correct the samples' file; it must run by itself."
 
@@ -61,11 +62,16 @@ def evaluate(path: Path, options: Mapping[str, Any], *, as_json: bool) -> int:
         float_model=None if model is None else load_model(model, None).module,
         code_images=min(options["code_images"], options["reference_images"]),
     )
+    html = options["html"]
+    if html is not None:
+        write_file_page(report, html)
     if as_json:
         gates = [gate.model_dump() for gate in report.gates]
         print(json.dumps({**asdict(report), "gates": gates, "exit_code": report.exit_code}, indent=2))
     else:
         _print(report)
+        if html is not None:
+            print(f"Report: {html}")
     return report.exit_code
 
 

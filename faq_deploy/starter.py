@@ -31,7 +31,7 @@ from faq_deploy.run_data import (
     trained_preprocessing,
 )
 from faq_deploy.starter_file import next_commands, starter_toml
-from faq_deploy.starter_look import look_at, suited, tried
+from faq_deploy.starter_look import look_at, same_parameters, suited, tried
 from faq_deploy.starter_rules import Choice, ImageFacts, Machine, ModelFacts, Tried, cautions, choose, float_recipe
 
 __all__ = ["Starter", "findings", "init_verb"]
@@ -80,6 +80,7 @@ def init_verb(options: QuantizeOptions) -> Starter:
     loaded = load_model(
         model, options.weights, num_classes=options.num_classes, allow_random=True, prefer_ema=options.prefer_ema
     )
+    loaded = _told_from_random(loaded, options)
     base, origin = _known_preprocessing(options, loaded)
     data, splits = _opened(options.data, base)
     images = look_at(splits)
@@ -88,7 +89,8 @@ def init_verb(options: QuantizeOptions) -> Starter:
         data, splits = _opened(data, None)
     classes = len(splits.train.classes)
     if loaded.untrained and loaded.takes_num_classes and options.num_classes is None:
-        loaded = load_model(model, options.weights, num_classes=classes, allow_random=True)
+        remade = load_model(model, options.weights, num_classes=classes, allow_random=True)
+        loaded = dataclasses.replace(remade, untrained=True, source=loaded.source)
     example = example_of(splits.train, on_bad=data.on_bad, bad=BadImages())
     require_fit(loaded.module, example, model, classes)
     seen = None if loaded.untrained else tried(loaded.module, splits.val, data.on_bad)
@@ -133,6 +135,20 @@ def findings(starter: Starter) -> tuple[str, ...]:
     if starter.tried is not None:
         lines.append(f"Float net: {starter.tried.right} of {starter.tried.images} validation images right")
     return (*lines, *(f"Caution: {sentence}" for sentence in starter.cautions))
+
+
+def _told_from_random(loaded: LoadedModel, options: QuantizeOptions) -> LoadedModel:
+    """A function of the user's own may leave the weights as they were drawn, or load trained ones: a second net tells.
+
+    Where any parameter is drawn, a new head on a trained body, say, the net has to be trained before it is quantized.
+    """
+    if loaded.untrained or loaded.weights_sha256 is not None or options.weights is not None:
+        return loaded
+    again = load_model(options.model or "", None, num_classes=options.num_classes, seed=1)
+    if same_parameters(loaded.module, again.module):
+        return loaded
+    source = f"{options.model}, whose weights are drawn at random (trained ones come with --weights FILE)"
+    return dataclasses.replace(loaded, untrained=True, source=source)
 
 
 def _require_free(path: Path, *, force: bool) -> None:

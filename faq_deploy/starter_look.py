@@ -20,7 +20,7 @@ from faq_deploy.run_data import DataOptions
 from faq_deploy.starter_rules import ImageFacts, Tried
 from faq_deploy.torch_eval import top1_percent
 
-__all__ = ["look_at", "suited", "tried"]
+__all__ = ["look_at", "same_parameters", "suited", "tried"]
 
 _LOOKED_AT: Final = 64  # images
 _SIDES: Final = (224, 32, 28, 64, 96, 128, 160, 192, 256, 299, 384)  # that nets commonly take, the likeliest first
@@ -89,6 +89,16 @@ def suited(module: nn.Module, images: ImageFacts, data: DataOptions) -> DataOpti
     if side is None:
         return data  # quantize's own choice, of which the model says what is wrong with it
     return dataclasses.replace(data, resize=side if side <= _WHOLE else round(side * 256 / 224), crop=side)
+
+
+def same_parameters(module: nn.Module, again: nn.Module) -> bool:
+    """Whether two nets that a function made from different seeds hold the same weights, so that none was drawn.
+
+    Args:
+        module, again: of one architecture.
+    """
+    both = zip(module.parameters(), again.parameters(), strict=False)
+    return all(torch.equal(first, second) for first, second in both)
 
 
 def tried(module: nn.Module, images: ImageSet, on_bad: OnBad) -> Tried:

@@ -9,6 +9,7 @@ from typing import Final
 from torch import nn
 
 from engines.errors import InputError, NotInstalled
+from engines.extras import pip_install
 from engines.preprocess import Preprocessing
 from faq_deploy.architecture import Architecture, local_weights
 
@@ -34,9 +35,7 @@ def timm_architecture(name: str, weights: str | None) -> Architecture:
     try:
         import timm
     except ImportError as error:
-        raise NotInstalled(
-            f"timm:{name} needs timm, which is not installed.", "pip install 'faq-deploy[timm]'"
-        ) from error
+        raise NotInstalled(f"timm:{name} needs timm, which is not installed.", pip_install("timm")) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         raise InputError(

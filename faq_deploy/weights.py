@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import InputError
+from faq_deploy.weight_names import essential, misfit, some
 from faq_deploy.weights_file import read_weights_file
 
 __all__ = ["WeightsWarning", "head_classes", "load_into", "read_checkpoint", "require_finite_weights"]
@@ -26,7 +27,6 @@ _PREFIXES: Final = ("module.", "_orig_mod.", "model.")  # of DataParallel and DD
 _PROFILER: Final = frozenset({"total_ops", "total_params"})  # thop leaves them as buffers
 _AVERAGE_COUNT: Final = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 _OLD_DENSENET: Final = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # torchvision's published files
-_EXAMPLES: Final = 3
 
 
 class WeightsWarning(UserWarning):
@@ -55,7 +55,7 @@ def read_checkpoint(path: Path, *, prefer_ema: bool = False) -> dict[str, Tensor
         warnings.warn(f"{path}: the averaged weights under {averaged_key!r} are used.", WeightsWarning, stacklevel=2)
         return averaged
     if plain is None:
-        keys = f"; its keys are {_some(map(str, payload))}" if isinstance(payload, Mapping) else ""
+        keys = f"; its keys are {some(map(str, payload))}" if isinstance(payload, Mapping) else ""
         raise InputError(
             f"{path} holds no weights (it is a {type(payload).__name__}{keys}).",
             "pass what torch.save(model.state_dict(), path) wrote.",
@@ -107,17 +107,10 @@ def load_into(module: nn.Module, state: State, name: str) -> None:
             f"{name} does not load: {' '.join(str(error).split())[:200].rstrip('.')}.",
             "pass weights of the same architecture.",
         ) from error
-    missing, unknown = _essential(result.missing_keys), _essential(result.unexpected_keys)
+    missing, unknown = essential(result.missing_keys), essential(result.unexpected_keys)
     if missing or unknown:
-        found = []
-        if missing:
-            found.append(f"{len(missing)} of the model's {len(wanted)} entries are missing ({_some(missing)})")
-        if unknown:
-            found.append(f"{len(unknown)} of the file's {len(fitted)} are unknown to it ({_some(unknown)})")
-        raise InputError(
-            f"{name} does not fit the model: {' and '.join(found)}.",
-            "pass weights of the same architecture, or name another model.",
-        )
+        found = misfit(wanted, fitted, missing, unknown)
+        raise InputError(f"{name} does not fit the model: {found.what}.", found.remedy)
     require_finite_weights(module, name)
 
 
@@ -217,7 +210,7 @@ def _refuse_shapes(module: nn.Module, wanted: State, fitted: State, name: str) -
             )
     shapes = [f"{key} is {_shape(fitted[key])} instead of {_shape(wanted[key])}" for key in differ]
     raise InputError(
-        f"{name} does not fit the model: {len(differ)} of {len(wanted)} entries have another shape ({_some(shapes)}).",
+        f"{name} does not fit the model: {len(differ)} of {len(wanted)} entries have another shape ({some(shapes)}).",
         "pass weights of the same architecture, or name another model.",
     )
 
@@ -227,14 +220,5 @@ def _head(module: nn.Module) -> str:
     return next((name for name, value in reversed(list(module.named_parameters())) if value.dim() >= 2), "")
 
 
-def _essential(keys: Iterable[str]) -> list[str]:
-    return [key for key in keys if not key.endswith("num_batches_tracked")]
-
-
 def _shape(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "a single number"
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:_EXAMPLES]) + (", ..." if len(listed) > _EXAMPLES else "")

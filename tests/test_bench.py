@@ -104,8 +104,14 @@ def test_an_engine_of_another_machine_is_not_timed(tmp_path: Path) -> None:
     assert "holds no engine" in row.reason
 
 
-def test_tensorrt_is_timed_in_three_precisions_with_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On stand-ins for TensorRT and CUDA: which engines run, on which batches, and that they are closed."""
+@pytest.mark.parametrize("fp16_built", [False, True])
+def test_tensorrt_is_timed_in_three_precisions_with_clocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp16_built: bool
+) -> None:
+    """On stand-ins for TensorRT and CUDA: which engines run, on which batches, and that they are closed.
+
+    An FP16 engine that `build --fp16-baseline` left is timed as it is.
+    """
     double = CudaDouble()
     monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
     monkeypatch.setitem(sys.modules, "pycuda.driver", double.pycuda())
@@ -114,15 +120,17 @@ def test_tensorrt_is_timed_in_three_precisions_with_clocks(tmp_path: Path, monke
     monkeypatch.setattr(cuda_driver, "library", double.driver)
     tensorrt_package._logger.cache_clear()
     built: list[Path] = []
+    loaded: list[tuple[str, bool]] = []
 
     def write_engine(onnx_path: Path, profile: Profile, engine: Path, **settings: object) -> None:
         assert (load_model(onnx_path).graph.input[0].name, profile) == ("input", Profile(1, 2, 4))
         engine.write_bytes(b"engine")
         built.append(engine)
 
-    def opened(folder: Path) -> TensorRTRunner:
+    def opened(folder: Path, *, baseline: bool = False) -> TensorRTRunner:
         engine = tmp_path / "model.engine"
         engine.write_bytes(b"engine")
+        loaded.append((folder.name, baseline))
         return TensorRTRunner(engine)
 
     monkeypatch.setattr(bench, "build_tensorrt", write_engine)
@@ -130,9 +138,10 @@ def test_tensorrt_is_timed_in_three_precisions_with_clocks(tmp_path: Path, monke
     monkeypatch.setattr(bench, "gpu_clocks", lambda: {"clocks.sm": 1695})
     wanted = bench.subject(classifier(tmp_path / "net.onnx"), Profile(1, 2, 4))
     wanted = bench.Subject(wanted.model, wanted.costs, double.image, wanted.batches)
+    beside = BuildResult("tensorrt-fp16", "built", manifest("tensorrt", baseline=True))
     found = bench.bench(
         wanted,
-        [BuildResult("tensorrt", "built", manifest("tensorrt"))],
+        [BuildResult("tensorrt", "built", manifest("tensorrt")), *([beside] if fp16_built else [])],
         tmp_path,
         BuildOptions(profile=Profile(1, 2, 4)),
         Host(Gpu("NVIDIA A10", 86, 24 << 30), {}),
@@ -145,7 +154,8 @@ def test_tensorrt_is_timed_in_three_precisions_with_clocks(tmp_path: Path, monke
     assert double.batches == [size for _ in range(6) for size in (1, 2, 4) for _ in range(1 + 5)]
     assert double.recorded == 9
     assert not (double.memory or double.pinned or double.stack or double.retained or double.graphs)
-    assert [engine.exists() for engine in built] == [False, False]
+    assert [engine.exists() for engine in built] == ([False] if fp16_built else [False, False])
+    assert loaded == [("tensorrt", False), *([("tensorrt-fp16", True)] if fp16_built else [])]
     assert {row.gpu for row in found.bounds} == {"A10"}
 
 

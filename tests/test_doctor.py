@@ -57,14 +57,14 @@ def test_missing_packages_come_with_their_pip_line(monkeypatch: pytest.MonkeyPat
         monkeypatch.setitem(sys.modules, module, None)  # as if not installed
     checks = {check.name: check for check in diagnose()}
     pip = {name: check.remedy for name, check in checks.items() if check.remedy.startswith("pip install")}
-    assert {name: remedy.split(" (")[0].rstrip(".") for name, remedy in pip.items()} == {
+    assert {name: remedy.split(" (")[0].rstrip(".").replace(str(ROOT), "ROOT") for name, remedy in pip.items()} == {
         "faq-deploy": "pip install -e . in the source folder",
-        "torch": "pip install 'faq-deploy[torch]'",
-        "torchvision": "pip install 'faq-deploy[torch]'",
+        "torch": "pip install -e 'ROOT[torch]'",
+        "torchvision": "pip install -e 'ROOT[torch]'",
         "onnx": "pip install onnx",
         "onnxruntime": "pip install onnxruntime",
-        "tensorrt": "pip install 'faq-deploy[tensorrt]'",
-        "tensorrt-rtx": "pip install 'faq-deploy[rtx]'",
+        "tensorrt": "pip install -e 'ROOT[tensorrt]'",
+        "tensorrt-rtx": "pip install -e 'ROOT[rtx]'",
     }
     assert {checks[name].status for name in pip} == {"missing"}
 

@@ -104,6 +104,15 @@ def test_engine_of_another_machine_or_file_reaches_no_runtime(
     assert runtimes == []
 
 
+def test_net_without_quantizers_is_loaded_where_that_is_meant(
+    tmp_path: Path, runtimes: list[tuple[object, ...]]
+) -> None:
+    folder = engine(tmp_path / "e", "tensorrt", baseline=True)
+    with pytest.raises(Loaded):
+        open_engine.open_engine(folder, baseline=True)
+    assert [found[0] for found in runtimes] == [folder / "model.engine"]
+
+
 def test_engine_of_onnxruntime_is_opened_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_engine, "OrtRunner", OrtRunner)
     path, folder = saved(residual_net("tensorrt", 0), tmp_path), engine(tmp_path / "e", "onnxruntime")

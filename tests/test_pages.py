@@ -22,7 +22,9 @@ import yaml
 from torch import nn
 
 from examples.digits import float_net, loaders
-from faq_deploy.limits import read_limits
+from faq_deploy.baseline import REGRESSION
+from faq_deploy.gate import TOP1
+from faq_deploy.limits import Limits, read_limits
 from faq_deploy.recipe import parse_recipe
 from tests.page_blocks import Block, blocks, whole_commands
 from tests.workshop import furnish, small_cifar, typed
@@ -177,7 +179,7 @@ def _make_room(words: list[str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("story", "commands"), [("digits", 17), ("cifar", 14)])
+@pytest.mark.parametrize(("story", "commands"), [("digits", 19), ("cifar", 14)])
 def test_story_is_true(story: str, commands: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tell(story, tmp_path, monkeypatch, short=True) == commands
 
@@ -185,7 +187,7 @@ def test_story_is_true(story: str, commands: int, tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_story_is_true_with_all_its_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tell("digits", tmp_path, monkeypatch, short=False) == 17
+    assert tell("digits", tmp_path, monkeypatch, short=False) == 19
 
 
 def tell(story: str, folder: Path, patch: pytest.MonkeyPatch, *, short: bool) -> int:
@@ -246,6 +248,25 @@ def test_page_on_4_bits_has_the_figures_of_the_experiments() -> None:
     rows = re.findall(r"^\| `(4bit-[a-z-]+)`.* \| ([\d.]+) \|$", page, re.MULTILINE)
     assert len(rows) == 5
     assert [(name, figure) for name, figure in rows if f"{record(f'{name}-0')['last_top1']:.2f}" != figure] == []
+
+
+def test_page_on_the_gate_counts_every_gate_and_names_those_that_can_be_undecided() -> None:
+    page = (ROOT / "docs" / "ci-gate.md").read_text("utf-8")
+    counted, undecided = (
+        page.split(f"| gate | {column}", 1)[1].split("\n\n", 1)[0] for column in ("how many", "limit")
+    )
+    numbers = [int(number) for number in re.findall(r"^\| `[^`]+` \| (\d) \|", counted, re.MULTILINE)]
+    assert (sum(numbers[:-2]), sum(numbers)) == (13, 15)
+    assert "PASSED. All 13 gates passed." in (ROOT / "docs" / "your-model.md").read_text("utf-8")
+    assert "PASSED. All 15 gates passed, 2 of them undecided." in page
+    told = {name.partition(":")[0] for name in re.findall(r"^\| `([^`]+)`", undecided, re.MULTILINE)}
+    assert told == {TOP1, REGRESSION, "drop of quantization", "accuracy drop", "largest drop of a class"}
+    limits = re.findall(r"\| `(\w+)`[^|]* \|[^|]*\|$", undecided, re.MULTILINE)
+    assert set(limits) <= set(Limits.model_fields) and len(limits) == 5
+    sources = {
+        file.name for file in (ROOT / "faq_deploy").glob("*.py") if "undecided=undecided" in file.read_text("utf-8")
+    }
+    assert sources == {"baseline.py", "class_rows.py", "gate.py"}  # where the page's five are made
 
 
 def test_page_on_the_jetson_has_the_figures_of_the_experiments() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,22 @@ from benchmarks.performance_page import PAGE, PLOTS, RESULTS, page
 
 def test_the_committed_page_is_what_the_committed_results_give() -> None:
     assert PAGE.read_text("utf-8") == page(RESULTS)
+
+
+def test_every_time_says_of_what_and_every_mark_what_it_means() -> None:
+    """A column of times names a batch, an image or a step, or stands under words that do."""
+    text = PAGE.read_text("utf-8")
+    assert "A `+` behind a commit says that files of the working tree differed from it" in text
+    rooflines = next(line for line in text.splitlines() if line.startswith("| network | MACs an image, G |"))
+    gpus = [cell.strip() for cell in rooflines.strip("|").split("|")][5:]
+    assert len(gpus) == 5 and all(cell.endswith(", ms a batch of 1 / 32") for cell in gpus)
+    heads = [line for line in text.splitlines() if re.search(r"\bms\b", line) and line.startswith("| ")]
+    assert heads and all(re.search(r"ms an? (batch|image)", head) for head in heads)
+
+
+def test_a_batch_of_the_roofline_is_the_whole_batch() -> None:
+    found = json.loads((RESULTS / "rooflines.json").read_text())["resnet18"]
+    assert found["T4, int8, 32"] > 10 * found["T4, int8, 1"]
 
 
 def test_what_was_not_run_says_so(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,46 @@ def test_state_of_other_grids_or_batch_norms_and_of_a_float_model_is_refused() -
     newer["signature"][0] = 2
     with pytest.raises(InputError, match="its signature has format 2, this version reads 1"):
         fresh().load_state_dict(newer)
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "remedy"),
+    [
+        (
+            lambda state: {f"module.{key}": value for key, value in state.items()},
+            "in the state dict 'module.' stands before the model's names",
+            "take the prefix off",
+        ),
+        (
+            lambda state: {key: value for key, value in state.items() if ".fc." not in key},
+            "entries are missing (net.layers.fc.weight, net.layers.fc.bias,",
+            "of a model that was prepared alike",
+        ),
+        (lambda state: state | {"more": torch.zeros(1)}, "are unknown to it (more)", "that was prepared alike"),
+        (
+            lambda state: state | {"net.layers.fc.weight": torch.zeros(3, 16)},
+            "have another shape (net.layers.fc.weight is [3, 16] instead of [5, 16])",
+            "with as many classes",
+        ),
+    ],
+)
+def test_state_of_other_names_or_shapes_is_refused_in_one_sentence_and_changes_nothing(
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], what: str, remedy: str
+) -> None:
+    model = fresh()
+    before = copy.deepcopy(model)
+    with pytest.raises(InputError) as caught:
+        model.load_state_dict(change(trained().state_dict()))
+    assert what in caught.value.what
+    assert remedy in caught.value.remedy
+    assert same_state(model, before)
+    assert not model.is_calibrated
+
+
+def test_names_that_are_left_out_on_purpose_are_taken() -> None:
+    state, model = trained().state_dict(), fresh()
+    found = model.load_state_dict(state | {"more": torch.zeros(1)}, strict=False)
+    assert (found.unexpected_keys, model.is_calibrated) == (["more"], True)
 
 
 # copies and sharing

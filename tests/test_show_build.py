@@ -10,6 +10,7 @@ import pytest
 
 from engines import build, engine_folder, show_build
 from engines.build_options import BuildOptions
+from engines.doctor import diagnose
 from engines.errors import InputError
 from engines.host import Gpu, Host
 from engines.profile import Profile
@@ -144,6 +145,18 @@ def test_doctor_prints_what_is_missing_and_how_to_get_it(capsys: pytest.CaptureF
     assert "python" in printed
     show_build.doctor(as_json=True)
     assert json.loads(capsys.readouterr().out)[0]["name"] == "python"
+
+
+def test_doctor_breaks_no_path_where_nobody_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a folder whose name is long" / "so that it fills a line of a terminal by itself" / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    show_build.doctor(as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("ok  timing cache") and f"{folder}/faq-deploy/timing, empty" in line for line in lines)
+    for check in diagnose():
+        assert any(line.split()[1:2] == check.name.split()[:1] and check.remedy in line for line in lines), check
 
 
 @needs_rtx

@@ -16,8 +16,10 @@ from torch.utils import _pytree as pytree
 import engines
 import faq_deploy
 from engines.parity import compare_logits
+from faq_deploy.given import OutputWarning
 from faq_deploy.graph import Graph
 from faq_deploy.stored_net import load_net, save_net
+from faq_deploy.tracing import labelled
 from tests.cpu_kernels import optimized_is_exact
 from tests.nets import with_statistics
 from tests.quantized import images, make_recipe, quantized_net
@@ -170,9 +172,26 @@ def test_one_output_is_kept_by_its_name() -> None:
     data = images(2, 32)
     found = faq_deploy.prepare(net, data, output="aux")(data)
     torch.testing.assert_close(found, net(data)["aux"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(faq_deploy.prepare(net, data)(data), net(data)["out"], rtol=1e-4, atol=1e-5)
+    with pytest.warns(OutputWarning, match=r"returns out, aux: out is kept, the rest is left out") as warned:
+        usual = faq_deploy.prepare(net, data)
+    assert warned[0].filename == __file__
+    torch.testing.assert_close(usual(data), net(data)["out"], rtol=1e-4, atol=1e-5)
     with pytest.raises(faq_deploy.InputError, match=r"no output 'masks'.*\n.*choose one of out, aux"):
         faq_deploy.prepare(net, data, output="masks")
+
+
+def test_detector_is_refused_until_its_outputs_are_chosen() -> None:
+    net = with_statistics(Detector())
+    data = images(2, 32)
+    with pytest.raises(faq_deploy.InputError) as caught:
+        faq_deploy.prepare(net, data)
+    labels = list(labelled(net(data)))
+    assert len(labels) > 1
+    said = f"the model returns {len(labels)} outputs, {', '.join(labels)}, and which of them to keep is not said."
+    assert caught.value.what == said
+    assert 'output="*"' in caught.value.remedy
+    assert f'output="{labels[0]}"' in caught.value.remedy
+    faq_deploy.prepare(net, data, output=labels[0])
 
 
 def test_labels_of_outputs_are_kept_on_disk_and_must_fit() -> None:

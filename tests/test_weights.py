@@ -143,15 +143,20 @@ def test_a_prefix_on_half_of_the_names_is_refused_with_counts_and_examples() -> 
         load_into(SmallNet(), mixed, "half.pth")
     assert what(error) == (
         "half.pth does not fit the model: 4 of the model's 9 entries are missing (bn.weight, bn.bias, bn.running_mean, "
-        "...) and 4 of the file's 9 are unknown to it (module.bn.weight, module.bn.bias, module.bn.running_mean, ...)."
+        "...) and 4 of the file's 9 are unknown to it (module.bn.weight, module.bn.bias, module.bn.running_mean, ...); "
+        "in the file 'module.' stands before the model's names."
     )
+    assert error.value.remedy.endswith("take the prefix off: {k.removeprefix('module.'): v for k, v in state.items()}.")
 
 
 def test_one_missing_parameter_is_refused() -> None:
     state = {key: value for key, value in state_of(1).items() if key != "fc.bias"}
     with pytest.raises(InputError) as error:
         load_into(SmallNet(), state, "net.pth")
-    assert what(error) == "net.pth does not fit the model: 1 of the model's 9 entries are missing (fc.bias)."
+    assert what(error) == (
+        "net.pth does not fit the model: 1 of the model's 9 entries are missing (fc.bias); a whole layer or a part of "
+        "it, fc, was not saved."
+    )
 
 
 def test_num_batches_tracked_may_be_missing_or_unknown(tmp_path: Path) -> None:

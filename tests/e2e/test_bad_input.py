@@ -158,10 +158,10 @@ def test_weights_that_do_not_fit_are_named(call: Call, nets: Path, photos: Path,
     five = {"linear.weight": torch.zeros(5, 8), "linear.bias": torch.zeros(5)}
     broken = {**good, **head, "linear.bias": torch.tensor([0.0, float("nan"), 0.0])}
     cases = [
-        ({"stem.weight": torch.zeros(2, 2)}, "does not fit the model", "weights of the same architecture"),
+        ({"stem.weight": torch.zeros(2, 2)}, "no name is the same in both", "name the model"),
         ({**good, **five}, "has 5 classes but the data has 3", "weights with that head"),
         (broken, "linear.bias holds NaN or Inf (1 of 3 values)", "an earlier checkpoint"),
-        (good, "2 of the model's 4 entries are missing (linear.weight, linear.bias)", "same architecture"),
+        (good, "2 of the model's 4 entries are missing (linear.weight, linear.bias)", "train the rest"),
     ]
     for state, what, remedy in cases:
         torch.save(state, tmp_path / "w.pth")

@@ -16,6 +16,9 @@ import yaml
 
 from faq_deploy.limits import Limits, read_limits
 from faq_deploy.stored_report import read_report
+from tests.e2e.conftest import Call
+from tests.e2e.photos import colour_folder, quantize_photos
+from tests.page_blocks import blocks
 
 ROOT = Path(__file__).parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))
@@ -110,6 +113,56 @@ def test_gitlabs_job_judges_a_run_that_was_not_built_yet(run_copy: Path, tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / job["artifacts"]["reports"]["junit"]).is_file()
     assert {file.name for file in (tmp_path / job["artifacts"]["paths"][0]).iterdir()} == REPORTS
+
+
+_GH = """\
+#!/bin/bash
+# stands in for GitHub's own command: a release is a folder
+set -e
+case "$1 $2" in
+"release create") mkdir -p "$RELEASES/$3" && cp "$4" "$RELEASES/$3/" ;;
+"release download") [[ "$4" == --pattern ]] && cp "$RELEASES/$3/$5" . ;;
+esac
+"""
+
+
+def test_what_the_tutorial_packs_is_judged_where_it_is_fetched(call: Call, nets: Path, tmp_path: Path) -> None:
+    page = blocks(ROOT / "docs" / "ci-gate.md")
+    (pack,) = [block.text for block in page if "tar czf" in block.text]
+    (gates,) = [block.text for block in page if block.mark == "file: gate.toml"]
+    (job,) = [yaml.safe_load(block.text)["jobs"]["gate"] for block in page if block.language == "yaml"]
+    desk, machine, bin = tmp_path / "desk", tmp_path / "machine", tmp_path / "bin"
+    for folder in (desk, machine, bin):
+        folder.mkdir()
+    (bin / "gh").write_text(_GH)
+    (bin / "gh").chmod(0o755)
+    path = f"{bin}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    variables = {"PATH": path, "RELEASES": str(tmp_path / "releases"), "GH_TOKEN": ""}
+
+    run, data = desk / "runs" / "mine", colour_folder(desk / "photos")
+    assert quantize_photos(call, f"{nets}:nearest", data, run).exit_code == 0
+    for verb in ("export", "build", "eval"):
+        assert call(verb, run).exit_code == 0
+    (desk / "gate.toml").write_text(gates)
+    *lines, commit = pack.splitlines()
+    done = run_bash("\n".join(lines), desk, variables)
+    assert done.returncode == 0, done.stderr
+    for name in commit.removeprefix("git add ").split():
+        shutil.copy(desk / name, machine / name)
+    shutil.rmtree(desk)
+
+    fetch, judge = job["steps"][-2:]
+    done = run_bash(fetch["run"], machine, variables)
+    assert done.returncode == 0, done.stderr
+    assert not list(machine.glob("runs/mine/engines")) and not list(machine.glob("runs/mine/checkpoint.pt"))
+    done = github(machine, **judge["with"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PASSED. All" in done.stdout
+
+    archive = machine / "gate.tgz"
+    packed = next((tmp_path / "releases").glob("*/gate.tgz"))
+    packed.write_bytes(archive.read_bytes() + b"more")
+    assert run_bash(fetch["run"], machine, variables).returncode != 0  # another archive than the one committed
 
 
 def test_no_input_is_text_of_a_script() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from click.testing import Result
 from onnx import numpy_helper
 
 import faq_deploy
+from engines.files import sha256_of
 from tests.cpu_kernels import optimized_is_exact
 from tests.nets import with_statistics
 from tests.quantized import images
@@ -83,6 +85,27 @@ def test_codes_outputs_and_metric_of_a_file_are_judged(call: Call, made: tuple[P
     result = call(*line)
     assert result.exit_code == 0
     assert "PASSED. All" in result.output
+
+
+def test_report_of_a_file_is_a_page_where_one_is_asked_for(call: Call, made: tuple[Path, str], tmp_path: Path) -> None:
+    path, mine, page = made[0], made[0].with_name("mine.py"), tmp_path / "new" / "page.html"
+    before = {file.name for file in path.parent.iterdir()} - {"__pycache__"}
+    line = ("eval", path, "--samples", f"{mine}:val", "--float-model", f"{mine}:net", "--metric", "mean-iou")
+    result = call(*line, "--max-metric-drop", 0, "--html", page)
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (1, f"Report: {page}")
+    text = page.read_text("utf-8")
+    for said in ("Not passed: a gate failed", "mean-iou", "100.0000", "aux", sha256_of(path), "✘ failed", "✔ passed"):
+        assert said in text, said
+    assert not re.search(r"<script|https?://|src=", text)
+    assert {file.name for file in path.parent.iterdir()} - {"__pycache__"} == before
+    assert call(*line, "--html", page, "--json").exit_code == 0
+    assert "Not passed" not in page.read_text("utf-8")
+
+
+def test_a_page_of_a_run_is_not_asked_for(call: Call, tmp_path: Path) -> None:
+    result = call("eval", tmp_path, "--html", tmp_path / "page.html")
+    assert result.exit_code == 2
+    assert "--html goes with an ONNX file, not with a run" in result.output
 
 
 def test_a_changed_file_is_no_longer_its_float_net(call: Call, made: tuple[Path, str], tmp_path: Path) -> None:

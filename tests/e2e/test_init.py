@@ -25,6 +25,15 @@ def flat():  # takes 1x32x32 and nothing else
     return nn.Sequential(nn.Conv2d(1, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 3))
 """
 
+SMALL = """\
+from torch import nn
+
+
+def net(num_classes=10):
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(8, num_classes))
+"""
+
 
 def test_recipe_is_taken_as_it_is_and_the_printed_commands_reach_a_verdict(
     call: Call, nets: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -101,7 +110,26 @@ def test_folder_without_a_validation_part_is_split_and_the_size_is_what_the_net_
     assert found["model"]["input_shape"] == [1, 32, 32]
     words = found["commands"][0]
     assert words[5:13] == ["--train-fraction", "0.8", "--resize", "32", "--crop", "32", "--color", "L"]
-    assert call(*words[1:-1], tmp_path / "run", "--epochs", 0).exit_code == 0
+    assert call(*words[1:-1], tmp_path / "run", "--epochs", 1).exit_code == 0
+
+
+def test_net_of_ones_own_with_random_weights_is_trained_first(
+    call: Call, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.py").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    result = call("init", "small.py:net", "--data", photos, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["tried"], found["model"]["classes"]) == (None, 3)
+    assert "whose weights are drawn at random" in found["model"]["source"]
+    train, quantize, *_ = found["commands"]
+    assert train[1:4] == ["train", "small.py:net", "--data"]
+    assert call(*train[1:], "--epochs", 1).exit_code == 0
+    assert quantize[1:5] == ["quantize", "small.py:net", "--weights", "runs/net-float/float.pth"]
+    assert call(*quantize[1:], "--epochs", 0).exit_code == 0
+    again = call("init", "small.py:net", "--weights", "runs/net-float/float.pth", "--data", photos, "--force", "--json")
+    assert json.loads(again.stdout)["commands"][0][1] == "quantize"
 
 
 def test_recipe_that_is_there_is_only_replaced_when_forced(call: Call, tmp_path: Path) -> None:
@@ -157,11 +185,13 @@ def test_names_with_line_breaks_stay_inside_the_comments(call: Call, nets: Path,
 def test_a_net_of_ones_own_that_guesses_may_lack_its_weights(call: Call, photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "constant.py"
     file.write_text(
-        "from torch import nn\n\n\ndef net():\n    last = nn.Linear(3, 3)\n    nn.init.zeros_(last.weight)\n"
+        "import torch\nfrom torch import nn\n\n\ndef net():\n    torch.manual_seed(0)\n"
+        "    last = nn.Linear(3, 3)\n    nn.init.zeros_(last.weight)\n"
         "    pool = nn.AdaptiveAvgPool2d(1)\n    return nn.Sequential(nn.Conv2d(3, 3, 1), pool, nn.Flatten(), last)\n"
     )
     result = call("init", f"{file}:net", "--data", photos, "-o", tmp_path / "recipe.toml", "--json")
     assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["commands"][0][1] == "quantize"  # they may be what it was trained to
     assert any(
         "pass --weights, or run `faq-deploy train` first" in said for said in json.loads(result.stdout)["cautions"]
     )

@@ -67,6 +67,11 @@ def test_resnet18_goes_through_the_four_verbs(call: Call, here: Path) -> None:
     }
 
 
+def test_published_weights_are_where_the_readme_says() -> None:
+    published = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    assert f"{published.url}, which `--weights {published.name}` downloads" in " ".join(README.split())
+
+
 def test_cifar_resnet18_goes_through_all_verbs(call: Call, here: Path) -> None:
     write_images(here / "cifar10" / "train", classes=10, each=4, size=32)
     write_images(here / "cifar10" / "test", classes=10, each=1, size=32)
