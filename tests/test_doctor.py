@@ -21,7 +21,7 @@ from engines.host import Driver, Gpu
 ROOT = Path(__file__).parents[1]
 NAMES = [
     "python", "faq-deploy", "torch", "torchvision", "CUDA driver", "GPU", "CPU", "onnx", "onnxruntime", "tensorrt",
-    "tensorrt-rtx", "timing cache", "pycuda", "memory", "shared memory",
+    "tensorrt-rtx", "timing cache", "pycuda", "C compiler", "memory", "shared memory",
 ]  # fmt: skip
 
 
@@ -139,6 +139,15 @@ def test_pycuda_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor._pycuda() == Check("pycuda", "ok", "not installed: engines reach CUDA through the driver itself")
     monkeypatch.setattr(doctor, "installed", lambda module: "2026.1")
     assert doctor._pycuda().detail == "2026.1"
+
+
+def test_a_c_compiler_is_no_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    absent = "none: training on a CPU takes a few percent longer, with the same results"
+    assert doctor._c_compiler() == Check("C compiler", "ok", absent)
+    (tmp_path / "gcc").write_text("")
+    (tmp_path / "gcc").chmod(0o755)
+    assert doctor._c_compiler().detail == str(tmp_path / "gcc")
 
 
 def test_timing_cache_is_named_with_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import itertools
@@ -17,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from faq_deploy import compiled, fast_path
+from faq_deploy import compiled, fast_path, fusions, layers
 from faq_deploy.fixed_point import FixedPoint, quantize_activation, quantize_weight
 from faq_deploy.layers import WeightedLayer
 from faq_deploy.net import QuantizedNet
 from faq_deploy.passes import Passes, fits
+from faq_deploy.quantize import _slower
 from faq_deploy.scaled_weight import quantize_scaled_weight
 from tests.compiled_passes import require_compiled, use_plain_path
 from tests.hand_graphs import noise
@@ -206,6 +208,62 @@ def test_no_quantized_weight_is_kept_for_the_gradient(batch_norm: str, monkeypat
     assert not any(t.shape == grid.shape and t.equal(grid) for t in kept for grid in on_grids)
     loss.backward()
     assert all(layer.weight.grad is not None for layer in layers)
+
+
+class Shortcut(nn.Module):
+    """A sum of two convolutions' batch norms, neither of which anything else reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 6, 3, padding=1, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(2))
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        left, right = (norm(conv(x)) for conv, norm in zip(self.convs, self.norms, strict=True))
+        logits: Tensor = self.linear(F.relu(left + right).mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("batch_norm", ["fold", "paper"])
+def test_a_residual_s_term_is_made_again_with_the_same_gradients(
+    batch_norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    target = "paper" if batch_norm == "paper" else "tensorrt"
+    data = noise(8, 3, 20, 20, seed=3)
+    net = quantized_net(Shortcut(), make_recipe(target, 8, batch_norm), data).net.train()
+    found = []
+    for again in (True, False):
+        with monkeypatch.context() as patched:
+            if not again:
+                for module in (fusions, layers):
+                    patched.setattr(module, "made_again", lambda tensor: contextlib.nullcontext())
+            ours = copy.deepcopy(net)
+            kept = 0
+
+            def count(tensor: Tensor) -> Tensor:
+                nonlocal kept
+                kept += tensor.numel()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                loss = ours(data).square().sum()
+            loss.backward()
+            found.append((kept, [p.grad for p in ours.parameters() if p.grad is not None]))
+    (fewer, ours_again), (more, ours_kept) = found
+    assert more - fewer >= 8 * 6 * 20 * 20  # the term; and weights
+    assert len(ours_again) == len(ours_kept) >= 8
+    assert all(bits(a).equal(bits(b)) for a, b in zip(ours_again, ours_kept, strict=True))
+
+
+def test_a_training_without_them_says_so_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _slower(torch.device("cpu")) == []
+    use_plain_path(monkeypatch)
+    sentence = "Steps take a few percent longer than they could, with the same results: a test."
+    assert _slower(torch.device("cpu")) == [sentence]
+    assert _slower(torch.device("cuda")) == []
 
 
 def test_a_new_process_finds_what_the_first_compiled() -> None:

@@ -22,7 +22,12 @@ from ci.dist import build
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 INSTALLED = ("calibration", "engines", "faq_deploy")
-DATA = ("faq_deploy/recipes/*.toml", "faq_deploy/templates/*.j2", *(f"{package}/py.typed" for package in INSTALLED))
+DATA = (
+    "faq_deploy/passes.c",
+    "faq_deploy/recipes/*.toml",
+    "faq_deploy/templates/*.j2",
+    *(f"{package}/py.typed" for package in INSTALLED),
+)
 EPOCH = 1_700_000_000
 LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "site")
 
