@@ -16,8 +16,8 @@ class CheckResult:
 
     Attributes:
         agreements: of each runtime with PyTorch: the integer reference, and onnxruntime without optimizations.
-        metric: its value by stage: `PyTorch float` where a float model was given, `PyTorch quantized` and
-            `onnxruntime`; empty without a metric.
+        metric: its value by stage: `PyTorch float` where a float model was given, `PyTorch quantized`, and
+            `onnxruntime` without optimizations; empty without a metric.
     """
 
     agreements: tuple[Agreement, ...]

@@ -208,8 +208,9 @@ def _float_outputs(model: nn.Module, batch: FloatArray, names: Sequence[str], ke
     named = {output_name(label): value for label, value in values.items()}
     missing = [name for name in names if name not in named]
     if missing:
+        known = ", ".join(filter(None, named)) or "one without a name"
         raise InputError(
-            f"the float model has no output {missing[0]}: it has {', '.join(named)}.",
+            f"the float model has no output {missing[0]}: it has {known}.",
             "name the model that the file was made of.",
         )
     return {name: named[name] for name in names}
