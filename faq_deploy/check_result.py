@@ -23,6 +23,14 @@ class CheckResult:
     agreements: tuple[Agreement, ...]
     metric: Mapping[str, float] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """One line: what differs, and the metric of each stage."""
+        metric = "".join(f"; {stage} {value:.6g}" for stage, value in self.metric.items())
+        return (
+            f"{self.images} images: {self.differing_codes:,} of {self.codes:,} codes and "
+            f"{self.differing_logits:,} of {self.logits:,} logits differ{metric}"
+        )
+
     @property
     def equal(self) -> bool:
         """Whether every code and every logit is the same in all runtimes."""

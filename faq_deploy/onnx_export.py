@@ -49,6 +49,11 @@ class ExportResult:
     warnings: list[str]
     notes: list[str] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        """One line: the file, and what is proven about it."""
+        proven = sum(bound.proven for bound in self.bounds)
+        return f"{self.path}: {self.bytes / 1e6:.3g} MB, {proven} of {len(self.bounds)} sums proven exact in fp32"
+
 
 def export_onnx(
     stored: StoredNet,

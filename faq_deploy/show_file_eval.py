@@ -16,6 +16,7 @@ from faq_deploy.file_eval import FileReport, evaluate_file
 from faq_deploy.limits import limits_from
 from faq_deploy.metrics import named_metric
 from faq_deploy.models import load_model
+from faq_deploy.show import say
 from faq_deploy.user_code import failures_named, named_in_file
 
 __all__ = ["evaluate"]
@@ -64,6 +65,7 @@ def evaluate(path: Path, options: Mapping[str, Any], *, as_json: bool) -> int:
         max_metric_drop=limit,
         float_model=None if model is None else load_model(model, None).module,
         code_images=min(options["code_images"], options["reference_images"]),
+        on_stage=say,
     )
     if as_json:
         gates = [gate.model_dump() for gate in report.gates]

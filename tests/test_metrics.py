@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,9 @@ def test_check_gives_the_metric_of_each_stage(tmp_path: Path) -> None:
     net, data, path = with_statistics(Segmenter()), images(4, 32), tmp_path / "model.onnx"
     model = faq_deploy.prepare(net, data, output="*")
     faq_deploy.calibrate(model, [data])
-    faq_deploy.export(model, path)
+    assert re.fullmatch(
+        r".*model\.onnx: [\d.]+ MB, (\d+) of \1 sums proven exact in fp32", str(faq_deploy.export(model, path))
+    )
     masks = net(data)["out"].argmax(1)  # the float net's own answers
     batches = [(data[:3], masks[:3]), (data[3:], masks[3:])]
     found = faq_deploy.check(model, path, batches, metric="mean-iou", float_model=net)
@@ -159,6 +162,8 @@ def test_equal_outputs_have_equal_metrics_where_optimized_onnxruntime_rounds_oth
     found = faq_deploy.check(model, path, [(data, data)], metric=lambda outputs, targets: float(outputs.mean()))
     assert found.equal
     assert found.metric["onnxruntime"] == found.metric["PyTorch quantized"]
+    said = f"4 images: 0 of {found.codes:,} codes and 0 of {found.logits:,} logits differ; PyTorch quantized "
+    assert str(found).startswith(said)
 
 
 def test_several_outputs_reach_a_metric_by_their_names(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ def broken():
 def bare():
     yield images(2, 32)
 
+def small():
+    yield images(2, 16), None
+
 def nothing():
     return None
 
@@ -107,6 +110,7 @@ def test_a_changed_file_is_no_longer_its_float_net(call: Call, made: tuple[Path,
         ((), "which images to run is not said"),
         (("--samples", "mine.py:none"), "no function or class 'none'"),
         (("--samples", "other.py:val"), "other.py does not exist, so there are no samples"),
+        (("--samples", "mine.py:small"), "model.onnx takes a batch of shape (N, 3, 32, 32), not (2, 3, 16, 16)"),
         (("--samples", "mine.py"), "is not of the form FILE.py:NAME"),
         (("--samples", "mine.py:nothing"), "nothing returned a NoneType, not batches"),
         (("--samples", "mine.py:images6"), "images6 is a Tensor, not a function"),
