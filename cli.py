@@ -216,7 +216,8 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
         sys.exit(show_bundle.evaluate(run, bundle, options, as_json=as_json))
     if run is None:
         raise click.UsageError("Missing argument 'RUN' (or pass --bundle FILE).")
-    if run.is_file():
+    if run.is_file() or (run.suffix == ".onnx" and not run.exists()):
+        say_loading()
         from faq_deploy import show_file_eval
 
         sys.exit(show_file_eval.evaluate(run, options, as_json=as_json))

@@ -104,7 +104,12 @@ ERROR_IDS: Final[dict[str, tuple[str, ...]]] = {
         "faq_deploy.train_float",
     ),
     "calibration": ("faq_deploy.activation_exponents",),
-    "training": ("faq_deploy.finetune", "faq_deploy.gradient_noise", "faq_deploy.training_loop"),
+    "training": (
+        "faq_deploy.finetune",
+        "faq_deploy.gradient_noise",
+        "faq_deploy.onnx_export._lint",
+        "faq_deploy.training_loop",
+    ),
     "resume": (
         "faq_deploy.checkpoint",
         "faq_deploy.finetune._resumable",

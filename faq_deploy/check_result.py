@@ -16,12 +16,20 @@ class CheckResult:
 
     Attributes:
         agreements: of each runtime with PyTorch: the integer reference, and onnxruntime without optimizations.
-        metric: its value by stage: `PyTorch float` where a float model was given, `PyTorch quantized` and
-            `onnxruntime`; empty without a metric.
+        metric: its value by stage: `PyTorch float` where a float model was given, `PyTorch quantized`, and
+            `onnxruntime` without optimizations; empty without a metric.
     """
 
     agreements: tuple[Agreement, ...]
     metric: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line: what differs, and the metric of each stage."""
+        metric = "".join(f"; {stage} {value:.6g}" for stage, value in self.metric.items())
+        return (
+            f"{self.images} images: {self.differing_codes:,} of {self.codes:,} codes and "
+            f"{self.differing_logits:,} of {self.logits:,} logits differ{metric}"
+        )
 
     @property
     def equal(self) -> bool:

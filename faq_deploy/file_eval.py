@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from engines.batch import native_batch
 from engines.errors import InputError
 from engines.onnx_metadata import holds_float_weights, metadata_of
 from engines.ort import OrtRunner
@@ -99,6 +100,7 @@ def evaluate_file(
     max_metric_drop: float | None = None,
     float_model: nn.Module | None = None,
     code_images: int = 64,
+    on_stage: Callable[[str], None] = lambda text: None,
 ) -> FileReport:
     """Run the same samples through the integer reference, onnxruntime without and with optimizations, and judge.
 
@@ -109,6 +111,7 @@ def evaluate_file(
         max_metric_drop: what onnxruntime may lose of it against the float model, and optimized against not optimized.
         float_model: that the file was made of, on the CPU.
         code_images: the first so many are run by the reference, and their codes are compared.
+        on_stage: told what is being done.
 
     Raises:
         InputError: no such file, no images, no targets for the metric, or a metric that can't be computed.
@@ -120,9 +123,12 @@ def evaluate_file(
     model = load_model(path)
     facts = metadata_of(model)
     kept = _kept_output(facts)
+    shape = read_graph(model).input_shape
+    on_stage(f"running the samples in {path.name}: the reference, and onnxruntime without and with optimizations")
     try:
         images = 0
-        for batch, targets in _batches(samples, wants_targets=metric is not None):
+        for given, targets in _batches(samples, wants_targets=metric is not None):
+            batch = native_batch(given, shape, path.name)
             count = max(0, min(len(batch), code_images - images))
             answers = oracle.run(batch, targets)
             if count:
@@ -208,8 +214,9 @@ def _float_outputs(model: nn.Module, batch: FloatArray, names: Sequence[str], ke
     named = {output_name(label): value for label, value in values.items()}
     missing = [name for name in names if name not in named]
     if missing:
+        known = ", ".join(filter(None, named)) or "one without a name"
         raise InputError(
-            f"the float model has no output {missing[0]}: it has {', '.join(named)}.",
+            f"the float model has no output {missing[0]}: it has {known}.",
             "name the model that the file was made of.",
         )
     return {name: named[name] for name in names}

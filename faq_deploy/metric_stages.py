@@ -1,4 +1,4 @@
-"""A metric of the same images in the float model, PyTorch quantized and onnxruntime, for `faq_deploy.check`."""
+"""A metric of the same images in the float model, PyTorch quantized and onnxruntime as `check` compares it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MetricStages:
         output: str | None = None,
     ) -> None:
         self._net, self._float, self._output = net, float_model, output
-        self._runner = OrtRunner(path)
+        self._runner = OrtRunner(path, oracle=True)  # whose outputs `check` compares
         stages = [*([_FLOAT] if float_model is not None else []), _QUANTIZED, _ENGINE]
         self._totals = {name: metric.total() for name in stages}
 

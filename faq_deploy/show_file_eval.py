@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,7 @@ from faq_deploy.file_report_page import write_file_page
 from faq_deploy.limits import limits_from
 from faq_deploy.metrics import named_metric
 from faq_deploy.models import load_model
+from faq_deploy.show import say
 from faq_deploy.user_code import failures_named, named_in_file
 
 __all__ = ["evaluate"]
@@ -39,6 +40,10 @@ def evaluate(path: Path, options: Mapping[str, Any], *, as_json: bool) -> int:
     Raises:
         InputError: an option that goes with a run, no samples, or what can't be read.
     """
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist.", "name an ONNX file that `faq_deploy.export` wrote, or a run's folder."
+        )
     for name, value in options.items():
         if name not in _OF_A_FILE and value not in (None, ()) and value is not False:
             raise InputError(f"--{name.replace('_', '-')} goes with a run, not with {path}.", "leave it out.")
@@ -61,6 +66,7 @@ def evaluate(path: Path, options: Mapping[str, Any], *, as_json: bool) -> int:
         max_metric_drop=limit,
         float_model=None if model is None else load_model(model, None).module,
         code_images=min(options["code_images"], options["reference_images"]),
+        on_stage=say,
     )
     html = options["html"]
     if html is not None:
@@ -78,7 +84,12 @@ def evaluate(path: Path, options: Mapping[str, Any], *, as_json: bool) -> int:
 def _samples(spec: str) -> Iterator[object]:
     found, file = named_in_file(spec, "samples", _REMEDY)
     with failures_named(file, "the samples", _REMEDY):
-        yield from cast("Callable[[], Iterable[object]]", found)()
+        batches = found()
+        if not isinstance(batches, Iterable):
+            raise InputError(
+                f"{spec} returned a {type(batches).__name__}, not batches.", "yield batches of (images, targets)."
+            )
+        yield from batches
 
 
 def _print(report: FileReport) -> None:

@@ -50,10 +50,17 @@ def named_in_file(spec: str, what: str, remedy: str) -> tuple[Callable[..., obje
     """
     file_name, _, name = spec.rpartition(":")
     file = Path(file_name).expanduser()
-    if not file_name.endswith(".py") or not file.is_file():
-        raise InputError(f"{file} is no Python file, so there are no {what} {spec}.", "pass FILE.py:NAME.")
+    if not file_name.endswith(".py"):
+        raise InputError(f"{spec!r} names no {what}: it is not of the form FILE.py:NAME.", "pass FILE.py:NAME.")
+    if not file.is_file():
+        raise InputError(f"{file} does not exist, so there are no {what} {spec}.", "pass FILE.py:NAME.")
     module = run_file(file, remedy)
     found = getattr(module, name, None)
+    if found is not None and not callable(found):
+        raise InputError(
+            f"{file}: {name} is a {type(found).__name__}, not a function or class.",
+            f"write `def make(): return {name}` and pass {file}:make.",
+        )
     if not callable(found):
         near = near_names(module, name)
         raise InputError(
@@ -82,8 +89,10 @@ def failures_named(file: Path, what: str, remedy: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())[:200]
+        line = _line(file, error)
+        place = str(file) if line is None else f"{file}:{line}"
         raise InputError(
-            f"{file}:{_line(file, error)}: {what} raised {type(error).__name__}{f': {reason}' if reason else ''}.",
+            f"{place}: {what} raised {type(error).__name__}{f': {reason}' if reason else ''}.",
             remedy,
         ) from error
     finally:
@@ -92,15 +101,18 @@ def failures_named(file: Path, what: str, remedy: str) -> Iterator[None]:
 
 
 def near_names(module: ModuleType, name: str) -> list[str]:
-    """What a user's file defines that `name` may have meant, or else what it defines at all: three at most."""
+    """What a user's file defines that `name` may have meant, or else the first three and how many more there are."""
     own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-    return difflib.get_close_matches(name, own, n=3, cutoff=0.5) or own[:3]
+    return difflib.get_close_matches(name, own, n=3, cutoff=0.5) or [
+        *own[:3],
+        *([f"and {len(own) - 3} more"] if len(own) > 3 else []),
+    ]
 
 
-def _line(file: Path, error: BaseException) -> int:
-    """The deepest line of the user's file that led to the error; 1 if none did."""
+def _line(file: Path, error: BaseException) -> int | None:
+    """The deepest line of the user's file that led to the error; None if none did, as where a call does not fit."""
     own = file.resolve()
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == own:
         return error.lineno or 1
     frames = reversed(traceback.extract_tb(error.__traceback__))
-    return next((frame.lineno or 1 for frame in frames if Path(frame.filename).resolve() == own), 1)
+    return next((frame.lineno or 1 for frame in frames if Path(frame.filename).resolve() == own), None)

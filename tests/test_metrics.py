@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 import faq_deploy
-from faq_deploy import InputError
+from engines.ort import OrtRunner
+from faq_deploy import InputError, metric_stages
 from faq_deploy.metrics import Outputs, given_metric, named_metric
 from tests.nets import with_statistics
 from tests.quantized import images
@@ -76,9 +78,9 @@ def test_metric_of_a_file_is_run_by_its_name_and_its_failures_are_told(tmp_path:
     assert value(f"{file}:score", LOGITS, [0] * 4) == 0.25
     cases = {
         f"{file}:scores": "no function or class 'scores'",
-        f"{file}:number": "no function or class 'number'",
+        f"{file}:number": "number is a int, not a function or class",
         f"{file}:Half": "Half has no method update",
-        f"{tmp_path}/other.py:score": "is no Python file, so there are no metrics",
+        f"{tmp_path}/other.py:score": "other.py does not exist, so there are no metrics",
         "median": "there is no metric 'median'",
         "top-0": "there is no metric 'top-0'",
     }
@@ -87,6 +89,12 @@ def test_metric_of_a_file_is_run_by_its_name_and_its_failures_are_told(tmp_path:
             named_metric(spec)
     with pytest.raises(InputError, match=r"mine\.py:2: the metric raised ZeroDivisionError: division by zero"):
         value(f"{file}:score", LOGITS, [])
+    file.write_text("def one(outputs):\n    return 1.0\n" + "".join(f"def f{n}(): pass\n" for n in range(5)))
+    with pytest.raises(InputError, match=r"mine\.py: the metric raised TypeError: one\(\) takes 1 positional"):
+        value(f"{file}:one", LOGITS, [])
+    with pytest.raises(InputError) as refused:
+        named_metric(f"{file}:quality")
+    assert refused.value.remedy == "it has one, f0, f1, and 3 more."
     file.write_text("def broken(:\n")
     with pytest.raises(InputError, match=r"mine\.py:1: the file raised SyntaxError"):
         named_metric(f"{file}:score")
@@ -116,7 +124,9 @@ def test_check_gives_the_metric_of_each_stage(tmp_path: Path) -> None:
     net, data, path = with_statistics(Segmenter()), images(4, 32), tmp_path / "model.onnx"
     model = faq_deploy.prepare(net, data, output="*")
     faq_deploy.calibrate(model, [data])
-    faq_deploy.export(model, path)
+    assert re.fullmatch(
+        r".*model\.onnx: [\d.]+ MB, (\d+) of \1 sums proven exact in fp32", str(faq_deploy.export(model, path))
+    )
     masks = net(data)["out"].argmax(1)  # the float net's own answers
     batches = [(data[:3], masks[:3]), (data[3:], masks[3:])]
     found = faq_deploy.check(model, path, batches, metric="mean-iou", float_model=net)
@@ -130,6 +140,30 @@ def test_check_gives_the_metric_of_each_stage(tmp_path: Path) -> None:
     ]
     with pytest.raises(InputError, match="a metric needs targets"):
         faq_deploy.check(model, path, [data], metric="mean-iou")
+
+
+def test_equal_outputs_have_equal_metrics_where_optimized_onnxruntime_rounds_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Rounding(OrtRunner):
+        def __init__(self, path: Path, oracle: bool = False) -> None:
+            super().__init__(path, oracle=oracle)
+            self.added = 0.0 if oracle else 1.0
+
+        def outputs(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+            return {name: values + np.float32(self.added) for name, values in super().outputs(batch).items()}
+
+    monkeypatch.setattr(metric_stages, "OrtRunner", Rounding)
+    torch.manual_seed(3)
+    net, data, path = with_statistics(Segmenter()), images(4, 32), tmp_path / "model.onnx"
+    model = faq_deploy.prepare(net, data)
+    faq_deploy.calibrate(model, [data])
+    faq_deploy.export(model, path)
+    found = faq_deploy.check(model, path, [(data, data)], metric=lambda outputs, targets: float(outputs.mean()))
+    assert found.equal
+    assert found.metric["onnxruntime"] == found.metric["PyTorch quantized"]
+    said = f"4 images: 0 of {found.codes:,} codes and 0 of {found.logits:,} logits differ; PyTorch quantized "
+    assert str(found).startswith(said)
 
 
 def test_several_outputs_reach_a_metric_by_their_names(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+import faq_deploy
 from engines.errors import FaqError, InputError
 from engines.ort import OrtRunner
 from engines.reference import ReferenceRunner
@@ -262,3 +263,17 @@ def test_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match=r"model\.onnx could not be written: No space left on device"):
         run_export(quantized_net(with_statistics(Small()), make_recipe()), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_a_training_that_diverged_are_refused_as_such(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    data = images(4, 8)
+    model = faq_deploy.prepare(net, data)
+    faq_deploy.calibrate(model, [data])
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if name.endswith("0.bias")).fill_(1e14)
+    with pytest.raises(InputError, match=r"too large for any grid: .*int32") as refused:
+        faq_deploy.export(model, tmp_path / "model.onnx")
+    assert "diverged" in refused.value.remedy
+    assert not (tmp_path / "model.onnx").exists()

@@ -45,6 +45,14 @@ def broken():
 
 def bare():
     yield images(2, 32)
+
+def small():
+    yield images(2, 16), None
+
+def nothing():
+    return None
+
+images6 = images(6, 32)
 """
 
 
@@ -124,7 +132,11 @@ def test_a_changed_file_is_no_longer_its_float_net(call: Call, made: tuple[Path,
     [
         ((), "which images to run is not said"),
         (("--samples", "mine.py:none"), "no function or class 'none'"),
-        (("--samples", "other.py:val"), "is no Python file"),
+        (("--samples", "other.py:val"), "other.py does not exist, so there are no samples"),
+        (("--samples", "mine.py:small"), "model.onnx takes a batch of shape (N, 3, 32, 32), not (2, 3, 16, 16)"),
+        (("--samples", "mine.py"), "is not of the form FILE.py:NAME"),
+        (("--samples", "mine.py:nothing"), "nothing returned a NoneType, not batches"),
+        (("--samples", "mine.py:images6"), "images6 is a Tensor, not a function"),
         (("--samples", "mine.py:broken"), "mine.py:19: the samples raised RuntimeError: no more"),
         (("--samples", "mine.py:bare", "--metric", "mean-iou"), "a metric needs targets"),
         (("--samples", "mine.py:val", "--max-metric-drop", 1), "has no metric to judge"),
@@ -141,3 +153,9 @@ def test_what_a_file_cannot_be_judged_by_is_refused(
     result = call("eval", path, *given)
     assert result.exit_code == 2
     assert what in result.output.replace("\n", " ")
+
+
+def test_a_file_that_is_not_there_is_named(call: Call, tmp_path: Path) -> None:
+    result = call("eval", tmp_path / "gone.onnx", "--samples", "mine.py:val")
+    assert result.exit_code == 2
+    assert "gone.onnx does not exist." in result.output.replace("\n", "")
