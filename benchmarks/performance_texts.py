@@ -16,6 +16,7 @@ __all__ = [
         "INFERENCE",
         "INFERENCE_VERDICT",
         "OTHERS",
+        "OTHERS_EARLIER",
         "PEAKS",
         "ROOFLINE",
         "START",
@@ -121,7 +122,7 @@ OTHERS: Final = """\
 ## Beside other tools
 Each tool in a process of its own, all taking turns step by step (`python benchmarks/peers/speed.py --environments
 DIR` installs them and prints this): CPU time of one thread. A step is forward, backward and SGD with momentum, and
-for ours the new exponents too. Its memory is what it takes at most beyond what the process has between two steps.
+for ours the new exponents too. Its memory is the tensors that live at once at most, beyond those between two steps.
 Ranges come from 5 batches. "onnxruntime by fp32" is the exported file's images a second on this CPU, by those of the
 float file.
 
@@ -130,11 +131,15 @@ the input alone. The export of ours includes its checks; what other tools write 
 quantizer has no ONNX form in this version of torch. Files of ModelOpt and Brevitas, and ours for target `tensorrt`,
 are made for other engines than onnxruntime on a CPU.
 
-A step of ours and of ModelOpt's cost the same within this machine's noise: at batch 32 an earlier run on ResNet-18
-had 0.97 and 1.01 for ours (target `onnxruntime`; batch norm mode `paper`) and 1.07 for ModelOpt. The others' steps
-cost 1.2 to 2.2 float steps. Ours take the least memory and export the fastest; Brevitas calibrates as fast. Beyond
-the float step `fold` pays for quantizing all weights, which does not grow with the batch: 0.9 % of a step for their
-exponents at batch 32. Tried and left out: masks of a byte instead of the values (CPU kernels that take masks are ten
-times slower), max norms of rows in one pass (torch's are slower than two plain passes), and a compiled kernel, which
-users would need a compiler for.
+ResNet-18 at batch 32, with the compiled passes ([Speed](speed.md#compiled-passes)). Here the rounds of a process differ
+by up to 15 %, and two of our forms by more than they do in one process, where they take turns step by step with the
+float step ([Speed](speed.md)). What does not vary is memory, which torch's allocator counted: ours hold 4 % more than a
+float step, target `onnxruntime` 16 %, the others 54 % and more. Brevitas calibrates as fast as ours do.
+Tried and left out: masks of a byte instead of the values (CPU kernels that take masks are ten times slower), and max
+norms of rows in one pass (torch's are slower than two plain passes).
+"""
+
+OTHERS_EARLIER: Final = """\
+MobileNet v2 at batch 16 (at 32 the eight processes need more memory than the machine has), measured before the compiled
+passes, with memory as the kernel counts it:
 """
