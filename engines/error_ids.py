@@ -207,6 +207,7 @@ ERROR_IDS: Final[dict[str, tuple[str, ...]]] = {
         "faq_deploy.agreement",
         "faq_deploy.api",
         "faq_deploy.given",
+        "faq_deploy.given_outputs",
         "faq_deploy.prepared_model",
     ),
     "bug": ("engines.errors.FaqError",),

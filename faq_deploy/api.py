@@ -22,7 +22,6 @@ from faq_deploy.given import (
     Batch,
     images_of,
     one_input,
-    outputs_said,
     require_batches,
     require_float_model,
     require_image_batch,
@@ -32,6 +31,7 @@ from faq_deploy.given import (
     require_statistics,
     targets_of,
 )
+from faq_deploy.given_outputs import outputs_said
 from faq_deploy.metric_stages import MetricStages
 from faq_deploy.metrics import Metric, given_metric
 from faq_deploy.net import QuantizedNet

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 import engines
 import faq_deploy
 from engines.parity import compare_logits
-from faq_deploy.given import OutputWarning
+from faq_deploy.given_outputs import OutputWarning
 from faq_deploy.graph import Graph
 from faq_deploy.stored_net import load_net, save_net
 from faq_deploy.tracing import labelled
