@@ -104,12 +104,12 @@ def calibrate_run(
         )
     on_stage("tracing and rewriting the model")
     example = example_of(splits.train, on_bad=on_bad, bad=bad)
-    chosen = require_fit(module, example, facts.model, len(facts.classes), recipe.layers.output)
-    if chosen:
-        warnings.append(f"{chosen}.")
+    kept = require_fit(module, example, facts.model, len(facts.classes), recipe.layers.output)
+    if kept is not None:
+        warnings.append(f"{kept.sentence}.")
     if recipe.training.epochs:
         require_batches(module, example, facts.model, min(recipe.training.batch_size, len(splits.train)))
-    net = prepare(module, example, recipe=recipe).net
+    net = prepare(module, example, recipe=recipe, output=None if kept is None else kept.label).net
     if looks:
         on_stage(f"calibrating on {images}")
     seen: list[str] = []

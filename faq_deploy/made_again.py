@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,17 +25,29 @@ def made_again(tensor: Tensor | None) -> contextlib.AbstractContextManager[None]
     maker = None if tensor is None else tensor.grad_fn
     if tensor is None or not hasattr(maker, "again"):
         return contextlib.nullcontext()
-    address, shape = tensor.data_ptr(), tensor.shape
+    address, count = tensor.data_ptr(), tensor.numel()
 
     def pack(saved: Tensor) -> object:
-        return maker if saved.data_ptr() == address and saved.shape == shape else saved
+        if saved.data_ptr() == address and saved.numel() == count:
+            return _View(maker, saved.shape, saved.stride())
+        return saved
 
     # the hooks outlive this call, and must not hold the tensor itself
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpacked)
 
 
+@dataclass(frozen=True)
+class _View:
+    """All numbers of a tensor that is made again; a linear layer keeps its weight transposed."""
+
+    maker: Any
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
 def _unpacked(packed: object) -> Tensor:
     if isinstance(packed, Tensor):
         return packed
-    made: Tensor = packed.again(packed)  # type: ignore[attr-defined]
-    return made
+    assert isinstance(packed, _View)
+    made: Tensor = packed.maker.again(packed.maker)
+    return made.as_strided(packed.shape, packed.stride)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from engines.images import ImageSet
 from faq_deploy.capture import choose_outputs
 from faq_deploy.tracing import labelled, reason
 
-__all__ = ["example_of", "require_batches", "require_fit", "require_trainable"]
+__all__ = ["KeptOutput", "example_of", "require_batches", "require_fit", "require_trainable"]
 
 
 def example_of(images: ImageSet, *, on_bad: OnBad, bad: BadImages) -> Tensor:
@@ -33,7 +34,20 @@ def example_of(images: ImageSet, *, on_bad: OnBad, bad: BadImages) -> Tensor:
     return torch.from_numpy(first.images).expand(2, -1, -1, -1).contiguous()
 
 
-def require_fit(module: nn.Module, example: Tensor, model: str, classes: int, output: str = "") -> str:
+@dataclass(frozen=True)
+class KeptOutput:
+    """Which output is quantized of a model that returns several.
+
+    Attributes:
+        label: its name.
+        sentence: for the user.
+    """
+
+    label: str
+    sentence: str
+
+
+def require_fit(module: nn.Module, example: Tensor, model: str, classes: int, output: str = "") -> KeptOutput | None:
     """Run a model on an example, before anything costly starts.
 
     Args:
@@ -44,7 +58,7 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int, ou
         output: label of the output to judge; empty takes the usual one.
 
     Returns:
-        What was chosen where the model returns several tensors, as a sentence; else "".
+        What was chosen where the model returns several tensors; else None.
 
     Raises:
         InputError: it can't take such images, or doesn't give one logit a class.
@@ -93,8 +107,9 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int, ou
             )
         raise InputError(f"{model} has {logits.shape[1]} classes but the data has {classes}.", remedy)
     if len(named) == 1:
-        return ""
-    return f"{model} returns {', '.join(map(str, named))}: {label} is quantized, the rest is left out (--model-output)"
+        return None
+    names = ", ".join(map(str, named))
+    return KeptOutput(label, f"{model} returns {names}: {label} is quantized, the rest is left out (--model-output)")
 
 
 def require_batches(module: nn.Module, example: Tensor, model: str, smallest_batch: int) -> None:

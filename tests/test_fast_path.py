@@ -258,6 +258,33 @@ def test_a_residual_s_term_is_made_again_with_the_same_gradients(
     assert all(bits(a).equal(bits(b)) for a, b in zip(ours_again, ours_kept, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["linear", "pointwise", "grouped", "turned"])
+def test_square_weights_are_made_again_the_right_way_round(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A linear layer keeps its weight transposed, which has the same shape and place here."""
+    torch.manual_seed(0)
+    layer: nn.Module = {
+        "linear": nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12)),
+        "pointwise": nn.Sequential(nn.Conv2d(12, 12, 1), nn.ReLU(), nn.Conv2d(12, 12, 1)),
+        "grouped": nn.Sequential(nn.Conv2d(12, 12, 3, groups=12), nn.ReLU(), nn.Conv2d(12, 12, 1)),
+        "turned": nn.Sequential(nn.ConvTranspose2d(12, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3)),
+    }[kind]
+    x = noise(5, 12, seed=1) if kind == "linear" else noise(5, 12, 6, 6, seed=1)
+    net = quantized_net(layer, make_recipe("tensorrt", 4), x).net.train()
+    found = []
+    for again in (True, False):
+        with monkeypatch.context() as patched:
+            if not again:
+                patched.setattr(layers, "made_again", lambda tensor: contextlib.nullcontext())
+            ours = copy.deepcopy(net)
+            given = x.clone().requires_grad_()
+            (ours(given) * noise(*ours(given).shape, seed=2)).sum().backward()
+            assert given.grad is not None
+            found.append([given.grad, *(p.grad for p in ours.parameters() if p.grad is not None)])
+    assert found[0][0].abs().sum() > 0
+    assert len(found[0]) == len(found[1]) == 5
+    assert all(bits(a).equal(bits(b)) for a, b in zip(*found, strict=True))
+
+
 def test_a_training_without_them_says_so_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _slower(torch.device("cpu")) == []
     use_plain_path(monkeypatch)

@@ -58,8 +58,10 @@ def test_model_that_does_not_is_named(model: nn.Module, example: Tensor, what: s
 
 
 def test_first_of_several_outputs_is_judged_and_named() -> None:
-    said = require_fit(Pair(always=True), images(), "m", 3)
-    assert said == "m returns 0, 1: 0 is quantized, the rest is left out (--model-output)"
+    kept = require_fit(Pair(always=True), images(), "m", 3)
+    assert kept is not None
+    assert kept.label == "0"
+    assert kept.sentence == "m returns 0, 1: 0 is quantized, the rest is left out (--model-output)"
     with pytest.raises(InputError, match="an output of shape 3x6x5 per image"):
         require_fit(Pair(always=True), images(), "m", 3, "1")
     with pytest.raises(InputError, match="no output 'logits'"):
