@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Final, Literal, TypeVar
 
 from engines.errors import CannotRunHere
 from engines.extras import pip_install
-from engines.host import Driver, cuda_of, driver, installed
+from engines.host import Driver, c_compiler, cuda_of, driver, installed
 from engines.tensorrt_package import OLDEST_SM, TensorRTName, load, rtx_sms
 from engines.timing_cache import cache_folder
 
@@ -157,9 +156,8 @@ def _pycuda() -> Check:
 
 
 def _c_compiler() -> Check:
-    found = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
     absent = "none: training on a CPU takes a few percent longer, with the same results"
-    return Check("C compiler", "ok", found or absent)
+    return Check("C compiler", "ok", c_compiler() or absent)
 
 
 def _dla() -> list[Check]:

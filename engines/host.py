@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 __all__ = [
+    "C_COMPILERS",
     "Driver",
     "Gpu",
     "Host",
     "RuntimeName",
+    "c_compiler",
     "cuda_of",
     "driver",
     "free_memory",
@@ -23,6 +27,8 @@ __all__ = [
     "this_host",
     "tool_version",
 ]
+
+C_COMPILERS: Final = ("cc", "gcc", "clang")
 
 RuntimeName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -208,3 +214,9 @@ def _error_text(library: ctypes.CDLL, code: int) -> str:
     text = ctypes.c_char_p()
     library.cuGetErrorString(code, ctypes.byref(text))
     return f"{(text.value or b'unknown error').decode(errors='replace')} (error {code})"
+
+
+def c_compiler() -> str | None:
+    """The path of the C compiler that `CC` names, or else of the first of `C_COMPILERS`; None without one."""
+    named = os.environ.get("CC", "").split()  # it may have options, which are the caller's to choose
+    return next((found for name in (*named[:1], *C_COMPILERS) if (found := shutil.which(name))), None)

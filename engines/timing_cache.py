@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Final
 from engines.errors import WriteError
 from engines.files import write_atomic
 from engines.host import Gpu
+from engines.user_cache import user_cache
 
 __all__ = ["Timings", "cache_folder", "shared_timings", "timings_file"]
 
@@ -43,10 +43,7 @@ class Timings:
 
 def cache_folder() -> Path:
     """Where timings are kept: `$XDG_CACHE_HOME/faq-deploy/timing`, by default below `~/.cache`."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    # the XDG rules: a path that is not absolute is ignored
-    base = Path(given) if Path(given).is_absolute() else Path(os.path.expanduser("~")) / ".cache"
-    return base / "faq-deploy" / "timing"
+    return user_cache("timing")
 
 
 def timings_file(gpu: Gpu, version: str) -> Path:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import stat
 import subprocess
 from collections.abc import Mapping
@@ -21,13 +20,14 @@ from typing import Final
 
 from engines.errors import WriteError
 from engines.files import atomic_path
+from engines.host import C_COMPILERS, c_compiler
+from engines.user_cache import user_cache
 
 __all__ = ["SWITCH", "Library", "library", "library_folder"]
 
 SWITCH: Final = "FAQ_DEPLOY_COMPILED"  # 0: never use them
 
 _SOURCE: Final = Path(__file__).with_name("passes.c")
-_COMPILERS: Final = ("cc", "gcc", "clang")
 # no contraction: a fused multiply-add is where the source has one; the others let loops with rintf and sqrtf be vectors
 _FLAGS: Final = (
     *("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
@@ -51,10 +51,7 @@ class Library:
 
 def library_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Where the library is kept: `$XDG_CACHE_HOME/faq-deploy/compiled`, by default below `~/.cache`."""
-    given = environment.get("XDG_CACHE_HOME", "")
-    # the XDG rules: a path that is not absolute is ignored
-    base = Path(given) if Path(given).is_absolute() else Path(os.path.expanduser("~")) / ".cache"
-    return base / "faq-deploy" / "compiled"
+    return user_cache("compiled", environment)
 
 
 @functools.cache
@@ -67,9 +64,9 @@ def library() -> Library:
         return Library(None, f"{SWITCH} is 0")
     if platform.system() != "Linux":
         return Library(None, f"they are made on Linux only, not on {platform.system()}")
-    compiler = _compiler()
+    compiler = c_compiler()
     if compiler is None:
-        return Library(None, f"there is no C compiler ({', '.join(_COMPILERS)})")
+        return Library(None, f"there is no C compiler ({', '.join(C_COMPILERS)})")
     try:
         file = library_folder() / f"{_key(compiler)}.so"
         if not file.is_file():
@@ -88,11 +85,6 @@ def library() -> Library:
     if threads and _openmp_libraries() != threads:
         return Library(None, "they would start threads beside torch's: torch has another OpenMP library")
     return Library(functions)
-
-
-def _compiler() -> str | None:
-    named = os.environ.get("CC", "").split()  # it may have options, which are ours to choose
-    return next((found for name in (*named[:1], *_COMPILERS) if (found := shutil.which(name))), None)
 
 
 def _compile(compiler: str, file: Path) -> None:

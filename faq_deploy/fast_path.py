@@ -127,7 +127,7 @@ def _weight(passes: Passes, x: Tensor) -> _Trial:
     grid, got = FixedPoint(8, signed=True, narrow=True), torch.empty_like(x)
     factors = torch.tensor([0.9, 1.1])
     inverse_steps, steps = torch.tensor([64.0, 32.0]), torch.tensor([1 / 64, 1 / 32])
-    passes.quantize_rows(x, factors, inverse_steps, steps, got, grid)
+    passes.quantize_rows(x, got, grid, inverse_steps, steps, factors)
     column = (-1, 1, 1, 1)
     wanted = (x * factors.reshape(column)).mul_(inverse_steps.reshape(column)).round_()
     wanted.clamp_(grid.min_code, grid.max_code).mul_(steps.reshape(column))

@@ -25,10 +25,12 @@ __all__ = [
     "has_rows",
     "in_blocks",
     "in_rows",
+    "keep_for_gradient",
     "quantize",
     "quantize_activation",
     "quantize_weight",
     "step_size",
+    "weight_on_grid",
     "widened",
 ]
 
@@ -75,41 +77,57 @@ def quantize(values: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
     return codes_of(values, exponent, grid).mul_(step_size(exponent))
 
 
+def weight_on_grid(weight: Tensor, exponent: Tensor, grid: FixedPoint, factors: Tensor | None = None) -> Tensor:
+    """`quantize` of a weight, times `factors` where there are any, in one pass over memory. No gradient rule.
+
+    Args:
+        weight: float32, output channel first; with factors one that `has_rows`.
+        exponent: int32, of (channels,) or one, whatever its shape.
+        grid: the codes.
+        factors: float32, (channels,).
+    """
+    if not has_rows(weight):
+        return quantize(weight, exponent, grid)
+    values = torch.empty_like(weight)
+    rows = in_rows(weight)
+    columns = [step_size(e.reshape(-1)).expand(len(rows)).contiguous() for e in (-exponent, exponent)]
+    if factors is not None:
+        columns.append(factors.contiguous())
+    if passes := fast_path(weight, values):
+        passes.quantize_rows(weight, values, grid, *columns)
+        return values
+    for few, out, finer, step, *factor in in_blocks(rows, in_rows(values), *(c.unsqueeze(1) for c in columns)):
+        scaled = torch.mul(few, *factor, out=out) if factor else few
+        torch.mul(scaled, finer, out=out)
+        out.round_().clamp_(grid.min_code, grid.max_code).mul_(step)
+    return values
+
+
+def keep_for_gradient(
+    ctx: torch.autograd.function.FunctionCtx, weight: Tensor, exponent: Tensor, grid: FixedPoint, *factors: Tensor
+) -> None:
+    """Let the context of a function that gives `weight_on_grid` know how `made_again` repeats it."""
+    ctx.save_for_backward(weight, *factors)
+    ctx.exponent, ctx.grid = exponent.clone(), grid  # type: ignore[attr-defined]
+    ctx.again = _again  # type: ignore[attr-defined]
+
+
+def _again(ctx: torch.autograd.function.FunctionCtx) -> Tensor:
+    weight, *factors = ctx.saved_tensors  # type: ignore[attr-defined]
+    return weight_on_grid(weight, ctx.exponent, ctx.grid, *factors)  # type: ignore[attr-defined]
+
+
 class _StraightThroughWeight(torch.autograd.Function):
     """Quantize forward, identity backward: a clipped weight must be able to come back (A25)."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.exponent, ctx.grid = exponent.clone(), grid  # type: ignore[attr-defined]
-        ctx.again = _again  # type: ignore[attr-defined]
-        return _quantized_weight(weight, exponent, grid)
+        keep_for_gradient(ctx, weight, exponent, grid)
+        return weight_on_grid(weight, exponent, grid)
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient, None, None
-
-
-def _again(ctx: torch.autograd.function.FunctionCtx) -> Tensor:
-    """For `made_again`."""
-    (weight,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    return _quantized_weight(weight, ctx.exponent, ctx.grid)  # type: ignore[attr-defined]
-
-
-def _quantized_weight(weight: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
-    if not has_rows(weight):
-        return quantize(weight, exponent, grid)
-    values = torch.empty_like(weight)
-    finer, step = (step_size(e.reshape(-1)).expand(len(weight)).contiguous() for e in (-exponent, exponent))
-    if passes := fast_path(weight, values):
-        passes.quantize_rows(weight, None, finer, step, values, grid)
-        return values
-    columns = [c.unsqueeze(1) for c in (finer, step)]
-    for few, out, *of_few in in_blocks(in_rows(weight), in_rows(values), *columns):
-        times, back = of_few
-        torch.mul(few, times, out=out)
-        out.round_().clamp_(grid.min_code, grid.max_code).mul_(back)
-    return values
 
 
 def _pieces(x: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:

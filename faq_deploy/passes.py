@@ -100,20 +100,20 @@ class Passes:
     def quantize_rows(
         self,
         weight: Tensor,
-        factors: Tensor | None,
-        inverse_steps: Tensor,
-        steps: Tensor,
         out: Tensor,
         grid: FixedPoint,
+        inverse_steps: Tensor,
+        steps: Tensor,
+        factors: Tensor | None = None,
     ) -> None:
         """A weight, times `factors` where there are any, on the grids of its output channels.
 
         Args:
             weight, out: output channel first.
-            factors, inverse_steps, steps: float32, (channels,), contiguous.
             grid: the codes.
+            inverse_steps, steps, factors: float32, (channels,), contiguous.
         """
-        rows = len(weight)
+        rows = len(steps)
         self.functions.quantize_rows(
             *map(_at, (weight, factors, inverse_steps, steps, out)),
             *map(_LONG, (rows, weight.numel() // rows)),

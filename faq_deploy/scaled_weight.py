@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from faq_deploy.fast_path import fast_path
-from faq_deploy.fixed_point import FixedPoint, has_rows, in_blocks, in_rows, quantize_weight, step_size
+from faq_deploy.fixed_point import (
+    FixedPoint,
+    has_rows,
+    in_blocks,
+    in_rows,
+    keep_for_gradient,
+    quantize_weight,
+    weight_on_grid,
+)
 
 __all__ = ["quantize_scaled_weight"]
 
@@ -16,10 +23,8 @@ class _ScaledWeight(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, weight: Tensor, factors: Tensor, exponent: Tensor, grid: FixedPoint
     ) -> Tensor:
-        ctx.save_for_backward(weight, factors)
-        ctx.exponent, ctx.grid = exponent.clone(), grid  # type: ignore[attr-defined]
-        ctx.again = _again  # type: ignore[attr-defined]
-        return _quantized(weight, factors, exponent, grid)
+        keep_for_gradient(ctx, weight, exponent, grid, factors)
+        return weight_on_grid(weight, exponent, grid, factors)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -34,26 +39,6 @@ class _ScaledWeight(torch.autograd.Function):
             torch.sum(out, 1, out=total)
             torch.mul(given, factor, out=out)
         return of_weight, of_factors, None, None
-
-
-def _again(ctx: torch.autograd.function.FunctionCtx) -> Tensor:
-    """For `made_again`."""
-    weight, factors = ctx.saved_tensors  # type: ignore[attr-defined]
-    return _quantized(weight, factors, ctx.exponent, ctx.grid)  # type: ignore[attr-defined]
-
-
-def _quantized(weight: Tensor, factors: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:
-    values = torch.empty_like(weight)
-    finer, step = (step_size(e.reshape(-1)).expand(len(weight)).contiguous() for e in (-exponent, exponent))
-    if passes := fast_path(weight, values):
-        passes.quantize_rows(weight, factors.contiguous(), finer, step, values, grid)
-        return values
-    columns = [c.unsqueeze(1) for c in (factors, finer, step)]
-    for few, out, *of_few in in_blocks(in_rows(weight), in_rows(values), *columns):
-        factor, times, back = of_few
-        torch.mul(few, factor, out=out)
-        out.mul_(times).round_().clamp_(grid.min_code, grid.max_code).mul_(back)
-    return values
 
 
 def quantize_scaled_weight(weight: Tensor, factors: Tensor, exponent: Tensor, grid: FixedPoint) -> Tensor:

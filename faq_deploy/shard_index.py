@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from engines.files import atomic_path
 from engines.image_files import SUFFIXES
 from engines.images import IndexArray
 from engines.json_text import read_json
+from engines.user_cache import user_cache
 from faq_deploy.shard_places import Stamp, opened
 from faq_deploy.tar_members import Member, tar_members
 
@@ -55,10 +55,7 @@ class _Sample:
 
 def index_folder() -> Path:
     """Where indices are kept: `$XDG_CACHE_HOME/faq-deploy/shards`, by default below `~/.cache`."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    # the XDG rules: a path that is not absolute is ignored
-    base = Path(given) if Path(given).is_absolute() else Path(os.path.expanduser("~")) / ".cache"
-    return base / "faq-deploy" / "shards"
+    return user_cache("shards")
 
 
 def index_of(place: str, stamp: Stamp) -> ShardIndex:

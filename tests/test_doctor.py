@@ -143,6 +143,7 @@ def test_pycuda_is_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_c_compiler_is_no_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
     absent = "none: training on a CPU takes a few percent longer, with the same results"
     assert doctor._c_compiler() == Check("C compiler", "ok", absent)
     (tmp_path / "gcc").write_text("")

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from engines.host import c_compiler
 from faq_deploy import compiled, fast_path, fusions, layers
 from faq_deploy.fixed_point import FixedPoint, quantize_activation, quantize_weight
 from faq_deploy.layers import WeightedLayer
@@ -132,6 +133,14 @@ def test_any_numbers_are_rounded_alike(values: list[float], exponent: int, signe
     assert all(bits(a).equal(bits(b)) for a, b in zip(fast, plain, strict=True))
 
 
+def test_a_single_number_is_a_weight_too() -> None:
+    weight = torch.tensor(0.7, requires_grad=True)
+    value = quantize_weight(weight, torch.tensor(-3), FixedPoint(8, True))
+    assert (value.item(), value.dim()) == (0.75, 0)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert weight.grad == 1
+
+
 def test_halves_go_to_the_even_code() -> None:
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 3.5] * 10)
     assert quantize_activation(x, 0, FixedPoint(4, True))[:6].tolist() == [0, 2, 2, 0, -2, 4]
@@ -152,7 +161,7 @@ def test_what_does_not_fit_goes_the_plain_way() -> None:
 
 def wrong_library(folder: Path, change: str) -> Passes:
     """passes.c with other arithmetic."""
-    compiler, source, file = compiled._compiler(), folder / "wrong.c", folder / "wrong.so"
+    compiler, source, file = c_compiler(), folder / "wrong.c", folder / "wrong.so"
     assert compiler is not None
     text, include = Path(compiled.__file__).with_name("passes.c").read_text(), "#include <stdint.h>"
     assert include in text
