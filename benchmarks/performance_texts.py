@@ -120,8 +120,9 @@ not.
 
 OTHERS: Final = """\
 ## Beside other tools
-Each tool in a process of its own, all taking turns step by step (`python benchmarks/peers/speed.py --environments
-DIR` installs them and prints this): CPU time of one thread. A step is forward, backward and SGD with momentum, and
+Each tool in a process of its own, all taking turns step by step (`python benchmarks/peers/speed.py --environments DIR
+--net resnet18 --rounds 4` installs them and prints this; a tool that the kernel ends for want of memory ends the run): CPU
+time of one thread. A step is forward, backward and SGD with momentum, and
 for ours the new exponents too. Its memory is the tensors that live at once at most, beyond those between two steps.
 Ranges come from 5 batches. "onnxruntime by fp32" is the exported file's images a second on this CPU, by those of the
 float file.
@@ -140,6 +141,6 @@ norms of rows in one pass (torch's are slower than two plain passes).
 """
 
 OTHERS_EARLIER: Final = """\
-MobileNet v2 at batch 16 (at 32 the eight processes need more memory than the machine has), measured before the compiled
+MobileNet v2 at batch 16 (at 32 the eight processes need more than this machine's 23 GiB), measured before the compiled
 passes, with memory as the kernel counts it:
 """
