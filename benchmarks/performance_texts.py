@@ -120,10 +120,10 @@ not.
 
 OTHERS: Final = """\
 ## Beside other tools
-Each tool in a process of its own, all taking turns step by step (`python benchmarks/peers/speed.py --environments DIR
---net resnet18 --rounds 4` installs them and prints this; a tool that the kernel ends for want of memory ends the run): CPU
-time of one thread. A step is forward, backward and SGD with momentum, and
-for ours the new exponents too. Its memory is the tensors that live at once at most, beyond those between two steps.
+Each tool in a process of its own, all taking turns step by step: CPU time of one thread.
+`python benchmarks/peers/speed.py --environments DIR --net resnet18 --rounds 4` installs them and prints this; a tool
+that the kernel ends for want of memory ends the run. A step is forward, backward and SGD with momentum, and for ours
+the new exponents too. Its memory is the tensors that live at once at most, beyond those between two steps.
 Ranges come from 5 batches. "onnxruntime by fp32" is the exported file's images a second on this CPU, by those of the
 float file.
 
