@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from faq_deploy.fast_path import fast_path
+
 __all__ = [
     "NormalizesBatches",
     "batch_statistics",
@@ -61,8 +63,7 @@ def batch_statistics(x: Tensor, *, synchronized: bool) -> tuple[Tensor, Tensor, 
         variances", 1979, for how parts are put together.
     """
     channels = x.shape[1]
-    unused = x.new_zeros(channels), x.new_zeros(channels)
-    mean, var = torch.ops.aten.batch_norm_update_stats(x, *unused, 0.0)  # three times var_mean's speed
+    mean, var = _own_statistics(x)
     count = x.numel() / channels
     if not synchronized or not dist.is_initialized():
         return mean, var, count
@@ -74,6 +75,14 @@ def batch_statistics(x: Tensor, *, synchronized: bool) -> tuple[Tensor, Tensor, 
     share = counts / total
     mean = (share * means).sum(0)
     return mean, (share * (variances + (means - mean).square())).sum(0), total
+
+
+def _own_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    if x.is_contiguous() and len(x) * x.shape[1] < x.numel() and (passes := fast_path(x)):
+        return passes.statistics(x)
+    unused = x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
+    mean, var = torch.ops.aten.batch_norm_update_stats(x, *unused, 0.0)  # three times var_mean's speed
+    return mean, var
 
 
 def unbiased(count: float | Tensor) -> float | Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from faq_deploy.compiled import library
 from faq_deploy.grids import Clip, FixedPoint
-from faq_deploy.passes import Passes, fits
+from faq_deploy.passes import Passes, Windows, fits
 
 __all__ = ["fast_path", "first_difference", "why_not"]
 
@@ -64,8 +64,10 @@ def first_difference(passes: Passes) -> str:
             _batch_norm(passes, x),
             *_affine(passes, x, None, given, clip),
             *_affine(passes, x, other, given, clip),
-            _rounding(passes, x, clip),
-            _weight(passes, x),
+            *_rounding(passes, x, given, clip),
+            *_weight(passes, x),
+            *_statistics(passes, x),
+            *_max_pool(passes, x, given),
         ):
             if not torch.equal(wanted.contiguous().view(torch.int32), got.contiguous().view(torch.int32)):
                 return name
@@ -116,14 +118,18 @@ def _affine(passes: Passes, x: Tensor, other: Tensor | None, given: Tensor, clip
     ]
 
 
-def _rounding(passes: Passes, x: Tensor, clip: Clip) -> _Trial:
-    wanted, got = torch.empty_like(x), torch.empty_like(x)
+def _rounding(passes: Passes, x: Tensor, given: Tensor, clip: Clip) -> list[_Trial]:
+    wanted, got, alone, got_passed = (torch.empty_like(x) for _ in range(4))
     clip.into(x, wanted)
-    passes.quantize_numbers(x, got, clip)
-    return "rounding", wanted, got
+    passing = torch.empty_like(x, dtype=torch.uint8)
+    passes.quantize_numbers(x, alone, None, clip)
+    passes.quantize_numbers(x, got, passing, clip)
+    passes.pass_on(given, passing, got_passed)
+    passed = torch.ops.aten.hardtanh_backward(given, x, *clip.passing)
+    return [("rounding", wanted, alone), ("rounding", wanted, got), ("gradient after the rounding", passed, got_passed)]
 
 
-def _weight(passes: Passes, x: Tensor) -> _Trial:
+def _weight(passes: Passes, x: Tensor) -> list[_Trial]:
     grid, got = FixedPoint(8, signed=True, narrow=True), torch.empty_like(x)
     factors = torch.tensor([0.9, 1.1])
     inverse_steps, steps = torch.tensor([64.0, 32.0]), torch.tensor([1 / 64, 1 / 32])
@@ -131,4 +137,28 @@ def _weight(passes: Passes, x: Tensor) -> _Trial:
     column = (-1, 1, 1, 1)
     wanted = (x * factors.reshape(column)).mul_(inverse_steps.reshape(column)).round_()
     wanted.clamp_(grid.min_code, grid.max_code).mul_(steps.reshape(column))
-    return "product", wanted, got
+    rows = x.flatten(1)
+    scaled = rows * inverse_steps.reshape(-1, 1)
+    rest = scaled.round().clamp_(grid.min_code, grid.max_code).sub_(scaled)
+    return [("product", wanted, got), ("subtraction", rest, passes.residuals(rows, inverse_steps, grid))]
+
+
+def _statistics(passes: Passes, x: Tensor) -> list[_Trial]:
+    finite = torch.where(x.isfinite(), x, 1.0).contiguous()
+    unused = x.new_zeros(x.shape[1])
+    wanted = torch.ops.aten.batch_norm_update_stats(finite, unused, unused, 0.0)
+    return [("sum of a batch", a, b) for a, b in zip(wanted, passes.statistics(finite), strict=True)]
+
+
+def _max_pool(passes: Passes, x: Tensor, given: Tensor) -> list[_Trial]:
+    windows = Windows((3, 3), (2, 2), (1, 1), (4, 4))
+    wanted, indices = torch.ops.aten.max_pool2d_with_indices(x, [3, 3], [2, 2], [1, 1])
+    got, of_x = torch.empty_like(wanted), torch.empty_like(x)
+    places = torch.empty_like(wanted, dtype=torch.uint8)
+    passes.largest(x, got, places, windows)
+    gradient = torch.empty_like(wanted).copy_(given[:, :, :4, :4])
+    passes.largest_backward(gradient, places, of_x, windows)
+    wanted_of_x = torch.ops.aten.max_pool2d_with_indices_backward(
+        gradient, x, [3, 3], [2, 2], [1, 1], [1, 1], False, indices
+    )
+    return [("max pool", wanted, got), ("gradient of a max pool", wanted_of_x, of_x)]

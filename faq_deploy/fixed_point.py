@@ -147,21 +147,31 @@ class _ClippedActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, clip: Clip) -> Tensor:
         values = torch.empty_like(x)
-        if passes := fast_path(x, values):
-            passes.quantize_numbers(x, values, clip)
-        else:
-            for part, out in _pieces(x, values):
-                clip.into(part, out)
-        # x rather than a mask of one byte: on CPUs every kernel that takes a mask is ten times slower
-        ctx.save_for_backward(x)
         ctx.clip = clip  # type: ignore[attr-defined]
+        if passes := fast_path(x, values):
+            if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+                passes.quantize_numbers(x, values, None, clip)
+                return values
+            passing = torch.empty_like(x, dtype=torch.uint8)
+            passes.quantize_numbers(x, values, passing, clip)
+            ctx.save_for_backward(passing)
+            return values
+        for part, out in _pieces(x, values):
+            clip.into(part, out)
+        # x rather than a mask of one byte: every kernel of torch's that takes a mask is ten times slower on a CPU
+        ctx.save_for_backward(x)
         return values
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        passed: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, *ctx.clip.passing)  # type: ignore[attr-defined]
-        return passed, None
+        (kept,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        if kept.dtype != torch.uint8:
+            return torch.ops.aten.hardtanh_backward(gradient, kept, *ctx.clip.passing), None  # type: ignore[attr-defined]
+        if passes := fast_path(gradient) if gradient.stride() == kept.stride() else None:
+            passed = torch.empty_like(gradient)
+            passes.pass_on(gradient, kept, passed)
+            return passed, None
+        return torch.where(kept.bool(), gradient, 0.0), None
 
 
 def has_rows(weight: Tensor) -> bool:

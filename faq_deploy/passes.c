@@ -77,11 +77,26 @@ void pass_inside(const float *restrict x, const float *restrict other, const flo
     }
 }
 
-/* out = grid(x), each number by itself. */
-void quantize_numbers(const float *restrict x, float *restrict out, int64_t count, float inverse_step, float lowest,
-                      float highest, float step, int threads) {
+/* out = grid(x), each number by itself; where it is asked for, whether low < x < high, for the gradient. */
+void quantize_numbers(const float *restrict x, float *restrict out, uint8_t *restrict passing, int64_t count,
+                      float inverse_step, float lowest, float highest, float step, float low, float high, int threads) {
+    if (passing) {
+        _Pragma("omp parallel for simd num_threads(threads) schedule(static) if (count > SMALL)")
+        for (int64_t i = 0; i < count; i++) {
+            out[i] = step * on_grid(x[i] * inverse_step, lowest, highest);
+            passing[i] = (x[i] > low) & (x[i] < high);
+        }
+    } else {
+        _Pragma("omp parallel for simd num_threads(threads) schedule(static) if (count > SMALL)")
+        for (int64_t i = 0; i < count; i++) out[i] = step * on_grid(x[i] * inverse_step, lowest, highest);
+    }
+}
+
+/* out = given where it passes, else 0. */
+void pass_on(const float *restrict given, const uint8_t *restrict passing, float *restrict out, int64_t count,
+             int threads) {
     _Pragma("omp parallel for simd num_threads(threads) schedule(static) if (count > SMALL)")
-    for (int64_t i = 0; i < count; i++) out[i] = step * on_grid(x[i] * inverse_step, lowest, highest);
+    for (int64_t i = 0; i < count; i++) out[i] = passing[i] ? given[i] : 0.0f;
 }
 
 /* Rows of a weight, times their factors if there are any, on their grids. */
@@ -94,5 +109,189 @@ void quantize_rows(const float *restrict weight, const float *restrict factors, 
         float *y = out + row * length;
         const float factor = factors ? factors[row] : 1.0f, inverse = inverse_steps[row], step = steps[row];
         for (int64_t i = 0; i < length; i++) y[i] = step * on_grid(x[i] * factor * inverse, lowest, highest);
+    }
+}
+
+/* Rows of channels first, `length` numbers each: of every channel the mean and the mean square about it, summed in
+   double in the order of aten/src/ATen/native/cpu/batch_norm_kernel.cpp. There one sum waits for the one before; here
+   several channels' sums go on at once. */
+#define TOGETHER 8
+
+static inline void sums_of(const float *restrict first, int64_t images, int64_t channels, int64_t length, int together,
+                           const float *means, double *sums) {
+    for (int j = 0; j < together; j++) sums[j] = 0;
+    for (int64_t image = 0; image < images; image++) {
+        const float *rows = first + image * channels * length;
+        for (int64_t i = 0; i < length; i++) {
+            for (int j = 0; j < together; j++) {
+                const float x = rows[j * length + i], off = means ? x - means[j] : 1;
+                sums[j] += means ? off * off : x;
+            }
+        }
+    }
+}
+
+static inline void statistics_of(const float *x, float *mean, float *var, int64_t images, int64_t channels,
+                                 int64_t length, int together) {
+    double sums[TOGETHER];
+    sums_of(x, images, channels, length, together, 0, sums);
+    for (int j = 0; j < together; j++) mean[j] = sums[j] / (images * length);
+    sums_of(x, images, channels, length, together, mean, sums);
+    for (int j = 0; j < together; j++) var[j] = (float)sums[j] / (images * length);
+}
+
+void statistics(const float *restrict x, float *restrict mean, float *restrict var, int64_t images, int64_t channels,
+                int64_t length, int threads) {
+    const int64_t whole = channels / TOGETHER;
+    _Pragma("omp parallel for num_threads(threads) schedule(static) if (images * channels * length > SMALL)")
+    for (int64_t part = 0; part < whole + channels % TOGETHER; part++) {
+        const int alone = part >= whole;
+        const int64_t c = alone ? whole * TOGETHER + part - whole : part * TOGETHER;
+        if (alone) statistics_of(x + c * length, mean + c, var + c, images, channels, length, 1);
+        else statistics_of(x + c * length, mean + c, var + c, images, channels, length, TOGETHER);
+    }
+}
+
+/* Windows along one axis: `count` of them, each of `kernel` positions, some of which may lie before or behind the
+   `size` positions that there are. */
+typedef struct {
+    int64_t size, count, kernel, stride, padding;
+} Axis;
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static inline int64_t start_of(const Axis *axis, int64_t window) { return window * axis->stride - axis->padding; }
+
+/* Outputs that are found together, in registers and the first cache. */
+#define CHUNK 256
+
+typedef struct {
+    float value[CHUNK];
+    int32_t place[CHUNK]; /* of the value in its window */
+} Largest;
+
+/* One place of `count` windows, `stride` numbers apart: a larger number takes over, and so does NaN. */
+static inline void compare(Largest *largest, int64_t first, int64_t count, const float *numbers, int64_t stride,
+                           int32_t place) {
+    float *restrict value = largest->value + first;
+    int32_t *restrict at = largest->place + first;
+    for (int64_t i = 0; i < count; i++) {
+        const float number = numbers[i * stride];
+        const int larger = (number > value[i]) | (number != number);
+        value[i] = larger ? number : value[i];
+        at[i] = larger ? place : at[i];
+    }
+}
+
+static inline void hand_over(const Largest *largest, int64_t count, float *restrict out, uint8_t *restrict places) {
+    for (int64_t i = 0; i < count; i++) out[i] = largest->value[i];
+    if (places) {
+        for (int64_t i = 0; i < count; i++) places[i] = (uint8_t)largest->place[i];
+    }
+}
+
+/* A row of windows of one channel. */
+static void largest_first(const float *image, int64_t row, const Axis *y, const Axis *x, float *out, uint8_t *places) {
+    const int64_t top = start_of(y, row), above = most(0, -top), below = least(y->kernel, y->size - top);
+    for (int64_t from = 0; from < x->count; from += CHUNK) {
+        Largest largest;
+        const int64_t to = least(from + CHUNK, x->count);
+        for (int64_t i = from; i < to; i++) {
+            largest.value[i - from] = -INFINITY;
+            largest.place[i - from] = (int32_t)(above * x->kernel + most(0, -start_of(x, i)));
+        }
+        for (int64_t ky = above; ky < below; ky++) {
+            const float *line = image + (top + ky) * x->size;
+            for (int64_t kx = 0; kx < x->kernel; kx++) {
+                const int64_t before = x->padding - kx; /* windows whose place kx lies inside: */
+                const int64_t low = most(from, before > 0 ? (before + x->stride - 1) / x->stride : 0);
+                const int64_t high = least(to, x->size - 1 + before < 0 ? 0 : (x->size - 1 + before) / x->stride + 1);
+                const float *numbers = line + start_of(x, low) + kx;
+                const int32_t place = (int32_t)(ky * x->kernel + kx);
+                if (x->stride == 1) compare(&largest, low - from, high - low, numbers, 1, place);
+                else if (x->stride == 2) compare(&largest, low - from, high - low, numbers, 2, place);
+                else compare(&largest, low - from, high - low, numbers, x->stride, place);
+            }
+        }
+        hand_over(&largest, to - from, out + from, places ? places + from : 0);
+    }
+}
+
+/* One window of all channels, which come last. */
+static void largest_last(const float *image, int64_t row, int64_t column, const Axis *y, const Axis *x,
+                         int64_t channels, float *out, uint8_t *places) {
+    const int64_t top = start_of(y, row), above = most(0, -top), below = least(y->kernel, y->size - top);
+    const int64_t left = start_of(x, column), before = most(0, -left), behind = least(x->kernel, x->size - left);
+    for (int64_t from = 0; from < channels; from += CHUNK) {
+        Largest largest;
+        const int64_t count = least(CHUNK, channels - from);
+        for (int64_t i = 0; i < count; i++) {
+            largest.value[i] = -INFINITY;
+            largest.place[i] = (int32_t)(above * x->kernel + before);
+        }
+        for (int64_t ky = above; ky < below; ky++) {
+            for (int64_t kx = before; kx < behind; kx++) {
+                const float *numbers = image + ((top + ky) * x->size + left + kx) * channels + from;
+                compare(&largest, 0, count, numbers, 1, (int32_t)(ky * x->kernel + kx));
+            }
+        }
+        hand_over(&largest, count, out + from, places ? places + from : 0);
+    }
+}
+
+/* The largest number of each window, and which of the window's places it had, for the gradient.
+   images: where channels come first, images times channels, and `channels` is 1. */
+void largest(const float *restrict in, float *restrict out, uint8_t *restrict places, int64_t images, int64_t channels,
+             const Axis *y, const Axis *x, int threads) {
+    const int64_t row_length = x->count * channels;
+    _Pragma("omp parallel for num_threads(threads) schedule(static) if (images * y->count * row_length > SMALL)")
+    for (int64_t line = 0; line < images * y->count; line++) {
+        const float *image = in + line / y->count * y->size * x->size * channels;
+        const int64_t row = line % y->count, at = line * row_length;
+        if (channels == 1) {
+            largest_first(image, row, y, x, out + at, places ? places + at : 0);
+            continue;
+        }
+        for (int64_t column = 0; column < x->count; column++) {
+            const int64_t there = at + column * channels;
+            largest_last(image, row, column, y, x, channels, out + there, places ? places + there : 0);
+        }
+    }
+}
+
+/* The gradient of `largest`: each window's goes to the place that it took its number from. */
+void largest_backward(const float *restrict given, const uint8_t *restrict places, float *restrict out, int64_t images,
+                      int64_t channels, const Axis *y, const Axis *x, int threads) {
+    const int64_t size = y->size * x->size * channels;
+    int64_t offsets[256];
+    for (int64_t place = 0; place < y->kernel * x->kernel; place++) {
+        offsets[place] = (place / x->kernel * x->size + place % x->kernel) * channels;
+    }
+    _Pragma("omp parallel for num_threads(threads) schedule(static) if (images * size > SMALL)")
+    for (int64_t image = 0; image < images; image++) {
+        float *numbers = out + image * size;
+        for (int64_t i = 0; i < size; i++) numbers[i] = 0;
+        int64_t at = image * y->count * x->count * channels;
+        for (int64_t row = 0; row < y->count; row++) {
+            for (int64_t column = 0; column < x->count; column++) {
+                const int64_t corner = (start_of(y, row) * x->size + start_of(x, column)) * channels;
+                for (int64_t c = 0; c < channels; c++, at++) numbers[corner + offsets[places[at]] + c] += given[at];
+            }
+        }
+    }
+}
+
+/* What rounding does to rows of a weight, in steps: out = grid(x) - x. */
+void residuals(const float *restrict weight, const float *restrict inverse_steps, float *restrict out, int64_t rows,
+               int64_t length, float lowest, float highest, int threads) {
+    _Pragma("omp parallel for num_threads(threads) schedule(static) if (rows * length > SMALL)")
+    for (int64_t row = 0; row < rows; row++) {
+        const float *x = weight + row * length, inverse = inverse_steps[row];
+        float *y = out + row * length;
+        for (int64_t i = 0; i < length; i++) {
+            const float scaled = x[i] * inverse;
+            y[i] = on_grid(scaled, lowest, highest) - scaled;
+        }
     }
 }

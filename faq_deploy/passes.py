@@ -1,4 +1,5 @@
-"""A batch norm, an addition and a quantizer in one pass over memory, forward and backward, on a CPU.
+"""What a training does on a CPU between two convolutions, in fewer passes over memory: batch norm, addition, quantizer
+and max pool, forward and backward.
 
 Each pass gives to the last bit what its caller would get by torch's operations; `fast_path` says where it may be used.
 """
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from faq_deploy.grids import Clip, FixedPoint
 
-__all__ = ["Passes", "fits"]
+__all__ = ["Passes", "Windows", "fits"]
 
 _FLOAT, _LONG, _INT = ctypes.c_float, ctypes.c_int64, ctypes.c_int
 
@@ -40,6 +41,34 @@ def fits(first: Tensor, *others: Tensor | None) -> bool:
     )
 
 
+class _Axis(ctypes.Structure):
+    _fields_ = [(name, _LONG) for name in ("size", "count", "kernel", "stride", "padding")]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows over the rows and columns of images.
+
+    Attributes:
+        kernel, stride, padding: of rows and of columns; at most 256 places a window.
+        count: how many windows there are down and across.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    count: tuple[int, int]
+
+    def over(self, x: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64, _Axis, _Axis]:
+        """Images, channels that come last, rows and columns of (N, C, H, W)."""
+        images, channels, *sizes = x.shape
+        if x.is_contiguous():
+            images, channels = images * channels, 1
+        axes = zip(sizes, self.count, self.kernel, self.stride, self.padding, strict=True)
+        y, x_axis = (_Axis(*numbers) for numbers in axes)
+        return _LONG(images), _LONG(channels), y, x_axis
+
+
 @dataclass(frozen=True)
 class Passes:
     """The functions of passes.c on tensors that fit.
@@ -59,6 +88,18 @@ class Passes:
         a, b = torch.empty_like(weight), torch.empty_like(bias)
         self.functions.coefficients(*map(_at, (weight, bias, mean, var, a, b)), _LONG(len(weight)))
         return a, b
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance (divided by n) of each channel.
+
+        Args:
+            x: (N, C, ...), contiguous.
+        """
+        images, channels = x.shape[:2]
+        mean, var = x.new_empty(channels), x.new_empty(channels)
+        sizes = images, channels, x.numel() // (images * channels)
+        self.functions.statistics(*map(_at, (x, mean, var)), *map(_LONG, sizes), _threads())
+        return mean, var
 
     def affine(self, x: Tensor, out: Tensor, a: Tensor, b: Tensor) -> None:
         """a·x + b into `out`.
@@ -93,9 +134,20 @@ class Passes:
             *map(_at, (x, other, given, out, a, b)), *_rows_of(x), *map(_FLOAT, clip.passing), _threads()
         )
 
-    def quantize_numbers(self, x: Tensor, out: Tensor, clip: Clip) -> None:
-        """`Clip.into` of a tensor of any shape."""
-        self.functions.quantize_numbers(_at(x), _at(out), _LONG(x.numel()), *_numbers_of(clip), _threads())
+    def quantize_numbers(self, x: Tensor, out: Tensor, passing: Tensor | None, clip: Clip) -> None:
+        """`Clip.into` of a tensor of any shape.
+
+        Args:
+            x, out: of one layout.
+            passing: uint8, as they; 1 where the gradient passes, else 0. None if nobody asks for it.
+            clip: the quantizer.
+        """
+        numbers = *_numbers_of(clip), *map(_FLOAT, clip.passing)
+        self.functions.quantize_numbers(*map(_at, (x, out, passing)), _LONG(x.numel()), *numbers, _threads())
+
+    def pass_on(self, given: Tensor, passing: Tensor, out: Tensor) -> None:
+        """Into `out` the gradient `given` where it passes, else 0; all of one layout."""
+        self.functions.pass_on(*map(_at, (given, passing, out)), _LONG(out.numel()), _threads())
 
     def quantize_rows(
         self,
@@ -120,6 +172,48 @@ class Passes:
             *map(_FLOAT, (grid.min_code, grid.max_code)),
             _threads(),
         )
+
+    def residuals(self, weight: Tensor, inverse_steps: Tensor, grid: FixedPoint) -> Tensor:
+        """What rounding and clipping adds to a weight, in steps.
+
+        Args:
+            weight: float32, (channels, products), contiguous.
+            inverse_steps: float32, (channels,) in all, contiguous.
+            grid: the codes.
+        """
+        out = torch.empty_like(weight)
+        self.functions.residuals(
+            *map(_at, (weight, inverse_steps, out)),
+            *map(_LONG, weight.shape),
+            *map(_FLOAT, (grid.min_code, grid.max_code)),
+            _threads(),
+        )
+        return out
+
+    def largest(self, x: Tensor, out: Tensor, places: Tensor | None, windows: Windows) -> None:
+        """The largest number of each window into `out`; into `places` where in its window it lies.
+
+        Args:
+            x, out: (N, C, H, W), of one layout.
+            places: uint8, as `out`; None if nobody asks for it.
+            windows: that there are.
+        """
+        images, channels, y, x_axis = windows.over(x)
+        at = map(_at, (x, out, places))
+        self.functions.largest(*at, images, channels, ctypes.byref(y), ctypes.byref(x_axis), _threads())
+
+    def largest_backward(self, given: Tensor, places: Tensor, out: Tensor, windows: Windows) -> None:
+        """The gradient of `largest`.
+
+        Args:
+            given: of the windows, in the layout of `out`.
+            places: as `largest` found them.
+            out: of x.
+            windows: that there are.
+        """
+        images, channels, y, x_axis = windows.over(out)
+        at = map(_at, (given, places, out))
+        self.functions.largest_backward(*at, images, channels, ctypes.byref(y), ctypes.byref(x_axis), _threads())
 
 
 def _rows_of(x: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engines.windows import pool_of, pooled_sum
+from faq_deploy.max_pool import max_pool2d
 from faq_deploy.shifted import Shifted
 
 __all__ = [
@@ -28,6 +31,9 @@ __all__ = [
     "StochasticDepth",
     "Subtract",
 ]
+
+
+_MAX_POOLS: Final[Mapping[int, Callable[..., Tensor]]] = {1: F.max_pool1d, 2: max_pool2d, 3: F.max_pool3d}
 
 
 class Add(nn.Module):
@@ -165,7 +171,7 @@ class MaxPool(nn.Module):
         self, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
     ) -> None:
         super().__init__()
-        self.pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
+        self.pool = _MAX_POOLS[len(kernel)]
         self.kernel, self.stride, self.padding, self.dilation = kernel, stride, padding, dilation
         self.ceil_mode = ceil_mode
         count = len(kernel)

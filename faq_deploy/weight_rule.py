@@ -9,6 +9,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
+from faq_deploy.fast_path import fast_path
 from faq_deploy.fixed_point import (
     MAX_EXPONENT,
     MIN_EXPONENT,
@@ -143,6 +144,10 @@ def _errors(weights: Sequence[Tensor], exponents: Tensor, grid: FixedPoint) -> T
 
 
 def _residual_norm(rows: Tensor, finer: Tensor, grid: FixedPoint) -> Tensor:
-    scaled = rows * finer
-    norm: Tensor = torch.linalg.vector_norm(scaled.round().clamp_(grid.min_code, grid.max_code).sub_(scaled), dim=1)
+    if passes := fast_path(rows):
+        residuals = passes.residuals(rows, finer, grid)
+    else:
+        scaled = rows * finer
+        residuals = scaled.round().clamp_(grid.min_code, grid.max_code).sub_(scaled)
+    norm: Tensor = torch.linalg.vector_norm(residuals, dim=1)
     return norm
