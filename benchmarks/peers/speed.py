@@ -2,10 +2,13 @@
 
 python benchmarks/peers/speed.py --environments DIR
 python benchmarks/peers/speed.py --environments DIR --net resnet18 --size 128 --batch 8 --rounds 2
+python benchmarks/peers/speed.py --environments DIR --net mobilenet_v2 --together 4
 
 Each tool gets a process, and each that is not in this environment one of its own in DIR, made on first use with pinned
 versions; torch is shared with this one. The processes take turns step by step, each with one thread, and CPU time is
 counted, so that other work on the machine spoils little. A training step is forward, backward and SGD with momentum.
+All of them at once need much memory, with MobileNet v2 at batch 32 over 23 GiB: with --together N no more than N tools
+run at a time, each such group beside a float net of its own, by which its ratios are taken.
 """
 
 from __future__ import annotations
@@ -133,18 +136,26 @@ def main() -> None:
     parser.add_argument(
         "--tool", action="append", choices=[t.subject for t in TOOLS[1:]], help="repeatable; all if absent"
     )
+    parser.add_argument("--together", type=int, default=len(TOOLS), metavar="N", help="tools that take turns at a time")
     parser.add_argument("--size", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--batch", type=int, default=32, help="images in a step")
     arguments = parser.parse_args()
     machine = this_machine()
-    tools = [t for t in TOOLS if t.subject == _FLOAT or not arguments.tool or t.subject in arguments.tool]
-    pythons = {tool.subject: _environment(arguments.environments, tool) for tool in tools}
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for net in arguments.net or ["resnet18", "mobilenet_v2"]:
-            rows += _rows(net, tools, pythons, Path(folder), arguments)
+    if arguments.together < 1:
+        parser.error("--together takes 1 or more")
+    base, *tools = [t for t in TOOLS if t.subject == _FLOAT or not arguments.tool or t.subject in arguments.tool]
+    pythons = {tool.subject: _environment(arguments.environments, tool) for tool in (base, *tools)}
+    groups = [[base, *tools[i : i + arguments.together]] for i in range(0, len(tools), arguments.together)]
     title = f"Ours beside other tools: batches of {arguments.batch}, {arguments.size} pixels, {arguments.rounds} rounds"
-    publish(title, machine, rows, arguments)
+    rows: list[Row] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for net in arguments.net or ["resnet18", "mobilenet_v2"]:
+                for group in groups:
+                    rows += _rows(net, group, pythons, Path(folder), arguments)
+    finally:  # what was measured before a tool ended, for want of memory perhaps, is kept
+        if rows:
+            publish(title, machine, rows, arguments)
 
 
 def _environment(folder: Path, tool: Tool) -> Path:
