@@ -90,7 +90,8 @@ def weight_on_grid(weight: Tensor, exponent: Tensor, grid: FixedPoint, factors: 
         return quantize(weight, exponent, grid)
     values = torch.empty_like(weight)
     rows = in_rows(weight)
-    columns = [step_size(e.reshape(-1)).expand(len(rows)).contiguous() for e in (-exponent, exponent)]
+    steps = step_size(exponent.reshape(-1)).expand(len(rows)).contiguous()
+    columns = [steps.reciprocal(), steps]  # exact, of powers of two
     if factors is not None:
         columns.append(factors.contiguous())
     if passes := fast_path(weight, values):

@@ -27,8 +27,8 @@ class Normalization(Protocol):
         """Normalize x, (N, C, ...) float32, or some of its images or rows, into `out`."""
         ...
 
-    def coefficients(self, passes: Passes) -> tuple[Tensor, Tensor]:
-        """a and b of a·x + b, contiguous, the numbers that `into` computes with."""
+    def coefficients(self, passes: Passes, step: float = 1.0) -> tuple[Tensor, Tensor]:
+        """a and b of a·x + b, contiguous, the numbers that `into` computes with; those of `in_steps` with a step."""
         ...
 
     def in_steps(self, step: float) -> Normalization:
@@ -83,10 +83,10 @@ def _values(x: Tensor, other: Tensor | None, norm: Normalization, clip: Clip | N
         else:
             norm.into(x, values)
         return values
-    norm = norm.in_steps(clip.step)
     if passes:
-        passes.quantize(x, other, values, *norm.coefficients(passes), clip)
+        passes.quantize(x, other, values, *norm.coefficients(passes, clip.step), clip)
         return values
+    norm = norm.in_steps(clip.step)
     for part, out, *added in _pieces(x, values, other):
         norm.into(part, out)
         clip.round_(out.add_(*added, alpha=1 / clip.step) if added else out)

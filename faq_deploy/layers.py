@@ -132,13 +132,17 @@ class FloatLayer(nn.Module):
 
     def before_norm(self, x: Tensor) -> Tensor:
         """What a live batch norm is given in training: (N, C, ...) float32 to (N, channels, ...)."""
-        weight, _ = self.weight_and_float_bias()
+        weight = self.used_weight()
         with made_again(weight):
             return self.product(x, weight, None)
 
-    def weight_and_float_bias(self) -> tuple[Tensor, Tensor | None]:
-        """The weight as the net uses it; the bias is not: a norm in training has no use for one."""
-        return self.folded()
+    def used_weight(self) -> Tensor:
+        """The weight as the net uses it."""
+        return self.weight if self.norm is None else self.product.scaled(self.weight, self.norm.factor())
+
+    def float_bias(self) -> Tensor | None:
+        """The bias before it is rounded."""
+        return self.bias if self.norm is None else self.norm.constants()[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, ...) float32 to (N, channels, ...)."""
@@ -192,21 +196,19 @@ class WeightedLayer(FloatLayer):
 
     def constants(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as the net uses them: on their grids, straight-through gradients."""
-        weight, bias = self.weight_and_float_bias()
+        weight, bias = self.used_weight(), self.float_bias()
         if bias is None or self.mode != "quantize":
             return weight, bias
         return weight, quantize_weight(bias, self.accumulator_exponent, FixedPoint(32, True))
 
-    def weight_and_float_bias(self) -> tuple[Tensor, Tensor | None]:
-        """The weight on its grid, with a straight-through gradient; see `FloatLayer`."""
+    def used_weight(self) -> Tensor:
+        """The weight on its grid, with a straight-through gradient."""
         if self.mode != "quantize":
-            return self.folded()
+            return super().used_weight()
         exponent = self._exponent_for(self.weight)
         if self.norm is not None and isinstance(self.product, Convolution | MatrixProduct):  # channels on axis 0
-            a, c = self.norm.constants()
-            return quantize_scaled_weight(self.weight, a, exponent, self.grid), c
-        weight, bias = self.folded()
-        return quantize_weight(weight, exponent, self.grid), bias
+            return quantize_scaled_weight(self.weight, self.norm.factor(), exponent, self.grid)
+        return quantize_weight(super().used_weight(), exponent, self.grid)
 
     def weight_codes(self) -> Tensor:
         """int8 weight codes, shape of the weight."""

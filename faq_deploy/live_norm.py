@@ -39,9 +39,13 @@ class LiveNorm(NormalizesBatches):
         self.register_buffer("running_mean", mean)
         self.register_buffer("running_var", var)
 
+    def factor(self) -> Tensor:
+        """a from the running variance, shape (channels,)."""
+        return self.weight / torch.sqrt(self.running_var + self.eps)
+
     def constants(self) -> tuple[Tensor, Tensor]:
         """a and c = β - μ·a from the running statistics, shape (channels,)."""
-        a = self.weight / torch.sqrt(self.running_var + self.eps)
+        a = self.factor()
         return a, self.bias - self.running_mean * a
 
     def forward(self, scaled: Tensor, clip: Clip | None = None, other: Tensor | None = None) -> Tensor:
@@ -55,11 +59,12 @@ class LiveNorm(NormalizesBatches):
         scaled = widened(scaled)
         with torch.no_grad():
             mean, var, count = batch_statistics(scaled, synchronized=self.synchronized)
-            a, _ = self.constants()
+            a = self.factor()
             alive = a.abs() > torch.finfo(a.dtype).tiny ** 0.5  # else a² is no normal number
-            square = torch.where(alive, a.square(), 1.0)
+            a = torch.where(alive, a, 1.0)
+            square = a.square()
             factor = self.momentum * alive
-            self.running_mean.lerp_(mean / torch.where(alive, a, 1.0), factor)
+            self.running_mean.lerp_(mean / a, factor)
             self.running_var.lerp_(var / square * unbiased(count), factor)
             # of the layer's plain output the batch norm would divide by √(var/a² + ε), and |a|·√(σ²+ε) is |γ|
             var += square * self.eps
@@ -94,8 +99,8 @@ class _BatchNorm:
             save_invstd=unused[1],
         )
 
-    def coefficients(self, passes: Passes) -> tuple[Tensor, Tensor]:
-        return passes.batch_norm_coefficients(self.weight, self.bias, self.mean, self.var)
+    def coefficients(self, passes: Passes, step: float = 1.0) -> tuple[Tensor, Tensor]:
+        return passes.batch_norm_coefficients(self.weight, self.bias, self.mean, self.var, step)
 
     def in_steps(self, step: float) -> _BatchNorm:
         return replace(self, weight=self.weight / step, bias=self.bias / step)

@@ -19,12 +19,12 @@ static inline float inside(float value, float given, float low, float high) {
     return value > low && value < high ? given : 0.0f;
 }
 
-/* x*a + b of batch norm by given mean and variance: aten/src/ATen/native/cpu/batch_norm_kernel.cpp */
+/* x*a + b of batch norm by given mean and variance, in steps: aten/src/ATen/native/cpu/batch_norm_kernel.cpp */
 void coefficients(const float *weight, const float *bias, const float *mean, const float *var, float *a, float *b,
-                  int64_t channels) {
+                  float inverse_step, int64_t channels) {
     for (int64_t c = 0; c < channels; c++) {
-        a[c] = 1 / sqrtf(var[c]) * weight[c];
-        b[c] = fmaf(-mean[c], a[c], bias[c]);
+        a[c] = 1 / sqrtf(var[c]) * (weight[c] * inverse_step);
+        b[c] = fmaf(-mean[c], a[c], bias[c] * inverse_step);
     }
 }
 

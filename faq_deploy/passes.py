@@ -79,14 +79,18 @@ class Passes:
 
     functions: ctypes.CDLL
 
-    def batch_norm_coefficients(self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """a and b of a·x + b = (x - mean)/√var·weight + bias, as torch's kernel for a batch norm computes them.
+    def batch_norm_coefficients(
+        self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, step: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """a and b of a·x + b = ((x - mean)/√var·weight + bias)/step, as torch's kernel for a batch norm computes them.
 
         Args:
             weight, bias, mean, var: float32, (channels,), contiguous.
+            step: a power of two.
         """
         a, b = torch.empty_like(weight), torch.empty_like(bias)
-        self.functions.coefficients(*map(_at, (weight, bias, mean, var, a, b)), _LONG(len(weight)))
+        count = _LONG(len(weight))
+        self.functions.coefficients(*map(_at, (weight, bias, mean, var, a, b)), _FLOAT(1 / step), count)
         return a, b
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:

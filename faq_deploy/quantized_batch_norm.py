@@ -144,8 +144,8 @@ class _Straight:
         shape = (1, -1, *[1] * (x.dim() - 2))
         torch.addcmul(self.c.reshape(shape), x, self.a.reshape(shape), out=out)
 
-    def coefficients(self, passes: Passes) -> tuple[Tensor, Tensor]:
-        return self.a.contiguous(), self.c.contiguous()
+    def coefficients(self, passes: Passes, step: float = 1.0) -> tuple[Tensor, Tensor]:
+        return (self.a / step).contiguous(), (self.c / step).contiguous()
 
     def in_steps(self, step: float) -> _Straight:
         return replace(self, a=self.a / step, c=self.c / step)

@@ -128,15 +128,15 @@ def learn(net: QuantizedNet, part: Part, rate: float, decay: float = 1.0) -> Lea
 def _learned_weight(layer: WeightedLayer) -> nn.Parameter:
     exponent = nn.Parameter(layer.weight_exponent.float())
 
-    def weight_and_float_bias() -> tuple[Tensor, Tensor | None]:
-        weight, bias = layer.folded()
+    def used_weight() -> Tensor:
+        weight, _ = layer.folded()
         used = layer.weight_exponent.reshape(-1, *[1] * (weight.dim() - 1))
         quantized = quantize_weight(weight, used, layer.grid)
         slope = gradient_of_exponent(weight.detach(), quantized.detach(), used, layer.grid)
         attached: Tensor = _Attach.apply(quantized, exponent, slope)
-        return attached, bias
+        return attached
 
-    layer.weight_and_float_bias = weight_and_float_bias  # type: ignore[method-assign]
+    layer.used_weight = used_weight  # type: ignore[method-assign]
     return exponent
 
 
