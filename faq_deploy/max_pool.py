@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import torch
@@ -27,14 +28,31 @@ def max_pool2d(
         kernel, stride, padding, dilation: of rows and of columns.
         ceil_mode: keep windows that hang over the end.
     """
-    passes = fast_path(x) if x.dim() == 4 and dilation == [1, 1] and kernel[0] * kernel[1] <= _PLACES else None
+    windows = _windows(x, kernel, stride, padding, ceil_mode) if x.dim() == 4 and dilation == [1, 1] else None
+    passes = fast_path(x) if windows else None
     if passes is None:
         return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
-    # torch counts the windows, and refuses what can't be
-    shape = F.max_pool2d(x.detach().to("meta"), kernel, stride, padding, dilation, ceil_mode).shape
-    windows = Windows(_pair(kernel), _pair(stride), _pair(padding), _pair(shape[2:]))
     pooled: Tensor = _MaxPool.apply(x, passes, windows)
     return pooled
+
+
+def _windows(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], ceil_mode: bool) -> Windows | None:
+    """None where a byte can't tell a window's places, and where torch refuses, which it then says itself."""
+    axes = list(zip(x.shape[2:], kernel, stride, padding, strict=True))
+    if math.prod(kernel) > _PLACES or not all(k > 0 and s > 0 and 0 <= 2 * p <= k for _, k, s, p in axes):
+        return None
+    down, across = (_count(*axis, ceil_mode) for axis in axes)
+    if min(down, across) < 1:
+        return None
+    return Windows(_pair(kernel), _pair(stride), _pair(padding), (down, across))
+
+
+def _count(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
+    """How many windows torch takes along an axis: aten/src/ATen/native/Pool.h."""
+    count = (size + 2 * padding - kernel + (stride - 1 if ceil_mode else 0)) // stride + 1
+    if ceil_mode and (count - 1) * stride >= size + padding:
+        count -= 1  # it would begin behind the image
+    return count
 
 
 class _MaxPool(torch.autograd.Function):
@@ -65,6 +83,6 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
 
-def _pair(numbers: list[int] | torch.Size) -> tuple[int, int]:
+def _pair(numbers: list[int]) -> tuple[int, int]:
     first, second = numbers
     return first, second
