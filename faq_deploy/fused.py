@@ -7,21 +7,33 @@ quantizer are computed again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from faq_deploy.batch_statistics import normalization_gradient
 from faq_deploy.fast_path import fast_path
 from faq_deploy.fixed_point import PIECE, Clip
 from faq_deploy.passes import Passes
 
-__all__ = ["Normalization", "normalized"]
+__all__ = ["Normalization", "Through", "normalized"]
+
+
+# the gradients of x, weight and bias of (x - mean)·scale·weight + bias, given weight, mean and scale
+Through = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class Normalization(Protocol):
-    """A batch norm with the statistics of a batch: per channel one multiplication and one addition."""
+    """A batch norm with the statistics of a batch: per channel one multiplication and one addition.
+
+    Attributes:
+        synchronized: whether these are of all processes' images.
+    """
+
+    @property
+    def synchronized(self) -> bool: ...
 
     def into(self, x: Tensor, out: Tensor) -> None:
         """Normalize x, (N, C, ...) float32, or some of its images or rows, into `out`."""
@@ -35,7 +47,7 @@ class Normalization(Protocol):
         """With results divided by `step`, a power of two: the same bits but for the exponent."""
         ...
 
-    def gradient(self, gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, through: Through) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of x, weight and bias, through the statistics too."""
         ...
 
@@ -63,9 +75,27 @@ class _Normalized(torch.autograd.Function):
         x, *others = ctx.saved_tensors  # type: ignore[attr-defined]
         norm: Normalization = ctx.norm  # type: ignore[attr-defined]
         clip: Clip | None = ctx.clip  # type: ignore[attr-defined]
+        if clip is not None and (passes := _gradient_passes(gradient, x, others, norm)):
+            of_other = torch.empty_like(x) if others else None
+            coefficients = norm.coefficients(passes)
+            other = others[0] if others else None
+
+            def through(weight: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                return passes.gradient(x, other, gradient, of_other, *coefficients, clip, weight, mean, scale)
+
+            of_x, of_weight, of_bias = norm.gradient(through)
+            return of_x, of_other, of_weight, of_bias, None, None
         passed = gradient if clip is None else _pass_inside(gradient, x, others, norm, clip)
-        of_x, of_weight, of_bias = norm.gradient(passed, x)
+        of_x, of_weight, of_bias = norm.gradient(
+            lambda *numbers: normalization_gradient(passed, x, *numbers, synchronized=norm.synchronized)
+        )
         return of_x, passed if others else None, of_weight, of_bias, None, None
+
+
+def _gradient_passes(gradient: Tensor, x: Tensor, others: Sequence[Tensor], norm: Normalization) -> Passes | None:
+    """The compiled passes, if they have the whole gradient in one of these tensors."""
+    passes = None if norm.synchronized else fast_path(x, gradient, *others)
+    return passes if passes is not None and passes.sums_as_torch(x) else None
 
 
 def _again(ctx: torch.autograd.function.FunctionCtx) -> Tensor:

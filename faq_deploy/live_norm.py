@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from faq_deploy.batch_statistics import NormalizesBatches, batch_statistics, normalization_gradient, unbiased
+from faq_deploy.batch_statistics import NormalizesBatches, batch_statistics, unbiased
 from faq_deploy.fixed_point import Clip, widened
-from faq_deploy.fused import normalized
+from faq_deploy.fused import Through, normalized
 from faq_deploy.passes import Passes
 
 __all__ = ["LiveNorm"]
@@ -105,6 +105,5 @@ class _BatchNorm:
     def in_steps(self, step: float) -> _BatchNorm:
         return replace(self, weight=self.weight / step, bias=self.bias / step)
 
-    def gradient(self, gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scale = torch.rsqrt(self.var)
-        return normalization_gradient(gradient, x, self.weight, self.mean, scale, synchronized=self.synchronized)
+    def gradient(self, through: Through) -> tuple[Tensor, Tensor, Tensor]:
+        return through(self.weight, self.mean, torch.rsqrt(self.var))

@@ -295,3 +295,181 @@ void residuals(const float *restrict weight, const float *restrict inverse_steps
         }
     }
 }
+
+/* The gradient of a batch norm by the batch's statistics, of what passed the quantizer behind it and the addition
+   before that: aten/src/ATen/native/cpu/batch_norm_kernel.cpp, with its order of sums. */
+typedef struct {
+    const float *x, *other, *given; /* other: null for none */
+    float *passed;                  /* what passes the quantizer; null where nobody asks for it */
+    float *out;                     /* the gradient of x */
+    const float *a, *b;             /* x*a + b is what the quantizer reads, before the addition */
+    const float *weight, *mean, *scale;
+    float *of_weight, *of_bias;
+    int64_t images, channels, length;
+    float low, high; /* the gradient passes between them */
+} Gradient;
+
+/* One number's way back through the batch norm. fused: whether torch's compiler made a product and a sum one there. */
+static inline float through(float x, float passed, float mean, float scale, float weight, float slope, float shift,
+                            int fused) {
+    const float centred = passed - shift, off = x - mean;
+    return (fused ? fmaf(-off, slope, centred) : centred - off * slope) * scale * weight;
+}
+
+/* Lanes of a vector of torch's, of which a row's sums are made. */
+typedef struct {
+    float sum[16], product[16];
+} Lanes;
+
+/* What passes of `count` numbers, each for its lane. */
+static inline void lanes_of(const float *restrict x, const float *restrict other, const float *restrict given,
+                            float *restrict passed, Lanes *lanes, int64_t count, int begin, int fused, float factor,
+                            float offset, float mean, float low, float high) {
+    for (int64_t lane = 0; lane < count; lane++) {
+        const float value = fmaf(x[lane], factor, offset), off = x[lane] - mean;
+        const float p = inside(other ? value + other[lane] : value, given[lane], low, high);
+        passed[lane] = p;
+        lanes->sum[lane] = begin ? p : lanes->sum[lane] + p;
+        const float before = lanes->product[lane];
+        lanes->product[lane] = begin ? off * p : fused ? fmaf(off, p, before) : before + off * p;
+    }
+}
+
+/* Sums over a row as vectors of `width` numbers have them: one in each lane, then halves together. */
+static inline void row_sums(const Gradient *g, float *kept, int64_t start, int64_t c, int added, int width, float *sum,
+                            float *product) {
+    const float factor = g->a[c], offset = g->b[c], mean = g->mean[c], low = g->low, high = g->high;
+    const float *x = g->x + start, *other = added ? g->other + start : 0, *given = g->given + start;
+    const int64_t length = g->length, whole = length - length % width;
+    float *passed = kept + start;
+    Lanes lanes;
+    for (int64_t i = 0; i < whole; i += width) {
+        lanes_of(x + i, added ? other + i : 0, given + i, passed + i, &lanes, width, i == 0, 0, factor, offset, mean,
+                 low, high);
+    }
+    lanes_of(x + whole, added ? other + whole : 0, given + whole, passed + whole, &lanes, length - whole, whole == 0, 1,
+             factor, offset, mean, low, high);
+    if (whole) {
+        for (int half = width / 2; half; half /= 2) {
+            for (int lane = 0; lane < half; lane++) {
+                lanes.sum[lane] += lanes.sum[lane + half];
+                lanes.product[lane] += lanes.product[lane + half];
+            }
+        }
+    } else {
+        for (int64_t lane = 1; lane < length; lane++) {
+            lanes.sum[0] += lanes.sum[lane];
+            lanes.product[0] += lanes.product[lane];
+        }
+    }
+    *sum = lanes.sum[0];
+    *product = lanes.product[0];
+}
+
+static inline void channel_gradient(const Gradient *g, int64_t c, int added, int width) {
+    float *kept = g->passed ? g->passed : g->out;
+    double sum = 0, product = 0;
+    for (int64_t image = 0; image < g->images; image++) {
+        float of_row, product_of_row;
+        row_sums(g, kept, (image * g->channels + c) * g->length, c, added, width, &of_row, &product_of_row);
+        sum += of_row;
+        product += product_of_row;
+    }
+    const float mean = g->mean[c], scale = g->scale[c], weight = g->weight[c];
+    const int64_t count = g->images * g->length, length = g->length;
+    const float slope = (float)product * scale * scale / count, shift = sum / count;
+    for (int64_t image = 0; image < g->images; image++) {
+        const int64_t start = (image * g->channels + c) * length;
+        const float *restrict x = g->x + start, *restrict passed = g->passed + start;
+        float *restrict out = g->out + start;
+        if (g->passed) {
+            for (int64_t i = 0; i < length; i++) out[i] = through(x[i], passed[i], mean, scale, weight, slope, shift, 1);
+        } else {
+            for (int64_t i = 0; i < length; i++) out[i] = through(x[i], out[i], mean, scale, weight, slope, shift, 1);
+        }
+    }
+    g->of_weight[c] = product * scale;
+    g->of_bias[c] = sum;
+}
+
+/* Channels first. width: numbers in a vector of torch's, 8 or 16. */
+void gradient_first(const Gradient *g, int width, int threads) {
+    _Pragma("omp parallel for num_threads(threads) schedule(static) if (g->images * g->channels * g->length > SMALL)")
+    for (int64_t c = 0; c < g->channels; c++) {
+        if (width == 8) {
+            if (g->other) channel_gradient(g, c, 1, 8);
+            else channel_gradient(g, c, 0, 8);
+        } else {
+            if (g->other) channel_gradient(g, c, 1, 16);
+            else channel_gradient(g, c, 0, 16);
+        }
+    }
+}
+
+/* What passes of rows of channels that come last, and its sums. */
+static inline void rows_sums(const Gradient *g, int64_t first, int64_t end, int added, float *restrict sums,
+                             float *restrict products) {
+    const float *restrict a = g->a, *restrict b = g->b, *restrict mean = g->mean;
+    const float low = g->low, high = g->high;
+    float *kept = g->passed ? g->passed : g->out;
+    const int64_t channels = g->channels;
+    for (int64_t row = first; row < end; row++) {
+        const int64_t start = row * channels;
+        const float *restrict x = g->x + start, *restrict given = g->given + start;
+        const float *restrict other = added ? g->other + start : 0;
+        float *restrict passed = kept + start;
+        for (int64_t c = 0; c < channels; c++) {
+            const float value = fmaf(x[c], a[c], b[c]);
+            const float p = inside(added ? value + other[c] : value, given[c], low, high);
+            passed[c] = p;
+            sums[c] += p;
+            products[c] = fmaf(x[c] - mean[c], p, products[c]);
+        }
+    }
+}
+
+/* A row of channels that come last, from `first` to `end`. */
+static inline void through_row(const Gradient *g, int64_t row, int64_t first, int64_t end, const float *restrict slope,
+                               const float *restrict shift, int fused) {
+    const float *restrict mean = g->mean, *restrict scale = g->scale, *restrict weight = g->weight;
+    const float *restrict x = g->x + row * g->channels, *restrict passed = g->passed + row * g->channels;
+    float *restrict out = g->out + row * g->channels;
+    if (g->passed) {
+        for (int64_t c = first; c < end; c++) {
+            out[c] = through(x[c], passed[c], mean[c], scale[c], weight[c], slope[c], shift[c], fused);
+        }
+    } else {
+        for (int64_t c = first; c < end; c++) {
+            out[c] = through(x[c], out[c], mean[c], scale[c], weight[c], slope[c], shift[c], fused);
+        }
+    }
+}
+
+/* Channels last. width: as above; sums: zeros, (2, threads, channels). */
+void gradient_last(const Gradient *g, float *sums, int width, int threads) {
+    const int64_t count = g->images * g->length, channels = g->channels;
+    const int64_t parts = least(threads, count), rows = (count + parts - 1) / parts;
+    float *products = sums + threads * channels;
+    _Pragma("omp parallel for num_threads(threads) schedule(static, 1) if (count * channels > SMALL)")
+    for (int64_t part = 0; part < parts; part++) {
+        const int64_t first = part * rows, end = least(first + rows, count);
+        if (g->other) rows_sums(g, first, end, 1, sums + part * channels, products + part * channels);
+        else rows_sums(g, first, end, 0, sums + part * channels, products + part * channels);
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        double sum = 0, product = 0;
+        for (int64_t part = 0; part < threads; part++) {
+            sum += sums[part * channels + c];
+            product += products[part * channels + c];
+        }
+        g->of_bias[c] = sum;
+        g->of_weight[c] = (float)product * g->scale[c];
+        sums[c] = (float)sum / count;
+        products[c] = (float)product * g->scale[c] * g->scale[c] / count;
+    }
+    _Pragma("omp parallel for num_threads(threads) schedule(static) if (count * channels > SMALL)")
+    for (int64_t row = 0; row < count; row++) {
+        through_row(g, row, 0, channels - channels % width, products, sums, 1);
+        through_row(g, row, channels - channels % width, channels, products, sums, 0);
+    }
+}

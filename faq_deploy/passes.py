@@ -17,7 +17,7 @@ from faq_deploy.grids import Clip, FixedPoint
 
 __all__ = ["Passes", "Windows", "fits"]
 
-_FLOAT, _LONG, _INT = ctypes.c_float, ctypes.c_int64, ctypes.c_int
+_FLOAT, _LONG, _INT, _POINTER = ctypes.c_float, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
 
 _LAYOUTS: Final = {4: torch.channels_last, 5: torch.channels_last_3d}  # besides the contiguous one
 
@@ -43,6 +43,15 @@ def fits(first: Tensor, *others: Tensor | None) -> bool:
 
 class _Axis(ctypes.Structure):
     _fields_ = [(name, _LONG) for name in ("size", "count", "kernel", "stride", "padding")]
+
+
+class _Gradient(ctypes.Structure):
+    _fields_ = [
+        *((name, _POINTER) for name in ("x", "other", "given", "passed", "out", "a", "b", "weight", "mean", "scale")),
+        *((name, _POINTER) for name in ("of_weight", "of_bias")),
+        *((name, _LONG) for name in ("images", "channels", "length")),
+        *((name, _FLOAT) for name in ("low", "high")),
+    ]
 
 
 @dataclass(frozen=True)
@@ -75,9 +84,12 @@ class Passes:
 
     Args:
         functions: of the compiled library.
+        lanes: numbers in a vector of torch's kernels, 8 or 16, by which they sum up the gradients of batch norms; 0 if
+            that is not known.
     """
 
     functions: ctypes.CDLL
+    lanes: int = 0
 
     def batch_norm_coefficients(
         self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, step: float = 1.0
@@ -137,6 +149,47 @@ class Passes:
         self.functions.pass_inside(
             *map(_at, (x, other, given, out, a, b)), *_rows_of(x), *map(_FLOAT, clip.passing), _threads()
         )
+
+    def sums_as_torch(self, x: Tensor) -> bool:
+        """Whether `gradient` is to be had of this tensor."""
+        return self.lanes > 0 and len(x) * x.shape[1] < x.numel()
+
+    def gradient(
+        self,
+        x: Tensor,
+        other: Tensor | None,
+        given: Tensor,
+        passed: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        clip: Clip,
+        weight: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`pass_inside`, and its gradient through (x - mean)·scale·weight + bias with a batch's own mean and scale.
+
+        Args:
+            x, other, given: (N, C, ...), of which x `sums_as_torch`.
+            passed: where to put what `pass_inside` would; None where nobody asks for it.
+            a, b: float32, (channels,), contiguous; a·x + b is what the quantizer reads, but for `other`.
+            clip: the quantizer.
+            weight, mean, scale: float32, (channels,), contiguous.
+
+        Returns:
+            The gradients of x, weight and bias, as `native_batch_norm_backward` gives them.
+        """
+        out, of_weight, of_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+        tensors = (x, other, given, passed, out, a, b, weight, mean, scale, of_weight, of_bias)
+        images, channels = x.shape[:2]
+        sizes = images, channels, x.numel() // (images * channels)
+        described = ctypes.byref(_Gradient(*map(_at, tensors), *sizes, *clip.passing))
+        if x.is_contiguous():
+            self.functions.gradient_first(described, _INT(self.lanes), _threads())
+        else:
+            sums = x.new_zeros(2, torch.get_num_threads(), channels)
+            self.functions.gradient_last(described, _at(sums), _INT(self.lanes), _threads())
+        return out, of_weight, of_bias
 
     def quantize_numbers(self, x: Tensor, out: Tensor, passing: Tensor | None, clip: Clip) -> None:
         """`Clip.into` of a tensor of any shape.

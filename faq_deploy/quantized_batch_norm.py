@@ -8,9 +8,9 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from faq_deploy.batch_statistics import NormalizesBatches, batch_statistics, normalization_gradient, unbiased
+from faq_deploy.batch_statistics import NormalizesBatches, batch_statistics, unbiased
 from faq_deploy.fixed_point import Clip, FixedPoint, ceil_log2, quantize_weight, step_size, widened
-from faq_deploy.fused import normalized
+from faq_deploy.fused import Through, normalized
 from faq_deploy.layers import Mode
 from faq_deploy.passes import Passes
 
@@ -150,14 +150,12 @@ class _Straight:
     def in_steps(self, step: float) -> _Straight:
         return replace(self, a=self.a / step, c=self.c / step)
 
-    def gradient(self, gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, through: Through) -> tuple[Tensor, Tensor, Tensor]:
         plain = self.weight * self.scale  # a before it was quantized
         small = plain.abs() < 1e-20
         used = torch.where(self.a == 0, 1e-6 * plain, self.a)
         used = torch.where(small, 1e-20, used)
         root = torch.where(small, 1.0, plain / used).abs().sqrt()
         scale = self.scale * root
-        of_x, of_weight, of_bias = normalization_gradient(
-            gradient, x, used / scale, self.mean, scale, synchronized=self.synchronized
-        )
+        of_x, of_weight, of_bias = through(used / scale, self.mean, scale)
         return of_x, of_weight / root, of_bias
