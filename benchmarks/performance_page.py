@@ -63,7 +63,6 @@ def page(results: Path) -> str:
         texts.INFERENCE_VERDICT,
         texts.OTHERS,
         _published(results / "peers.json"),
-        texts.OTHERS_EARLIER,
         _published(results / "peers-mobilenet.json"),
     ]
     return "\n".join(parts)

@@ -16,7 +16,6 @@ __all__ = [
         "INFERENCE",
         "INFERENCE_VERDICT",
         "OTHERS",
-        "OTHERS_EARLIER",
         "PEAKS",
         "ROOFLINE",
         "START",
@@ -120,27 +119,31 @@ not.
 
 OTHERS: Final = """\
 ## Beside other tools
-Each tool in a process of its own, all taking turns step by step: CPU time of one thread.
-`python benchmarks/peers/speed.py --environments DIR --net resnet18 --rounds 4` installs them and prints this; a tool
-that the kernel ends for want of memory ends the run. A step is forward, backward and SGD with momentum, and for ours
-the new exponents too. Its memory is the tensors that live at once at most, beyond those between two steps.
-Ranges come from 5 batches. "onnxruntime by fp32" is the exported file's images a second on this CPU, by those of the
-float file.
+Each tool in a process of its own, all taking turns step by step: CPU time of one thread. A step is forward, backward
+and SGD with momentum, and for ours the new exponents too. Its memory is the tensors that live at once at most, beyond
+those between two steps, as torch's allocator counts them. Ranges come from 5 batches. "onnxruntime by fp32" is the
+exported file's images a second on this CPU, by those of the float file. The tables are printed by these commands, which
+install the tools:
 
-Ours quantize more than some others do: all inputs of layers and of sums, where Brevitas' layers stand at ReLUs and at
-the input alone. The export of ours includes its checks; what other tools write is not checked. torch.ao's fake
-quantizer has no ONNX form in this version of torch. Files of ModelOpt and Brevitas, and ours for target `tensorrt`,
-are made for other engines than onnxruntime on a CPU.
+```
+python benchmarks/peers/speed.py --environments DIR --net resnet18
+python benchmarks/peers/speed.py --environments DIR --net mobilenet_v2 --rounds 4 --together 4
+```
 
-ResNet-18 at batch 32, with the compiled passes ([Speed](speed.md#compiled-passes)). Here the rounds of a process differ
-by up to 15 %, and two of our forms by more than they do in one process, where they take turns step by step with the
-float step ([Speed](speed.md)). What does not vary is memory, which torch's allocator counted: ours hold 4 % more than a
-float step, target `onnxruntime` 16 %, the others 54 % and more. Brevitas calibrates as fast as ours do.
-Tried and left out: masks of a byte instead of the values (CPU kernels that take masks are ten times slower), and max
+With MobileNet v2 all of them at once don't fit 23 GiB: `--together 4` lets four take turns beside a float net, then the
+other three beside one of their own. A tool that the kernel ends for want of memory ends the run; what was measured by
+then is printed.
+
+With the compiled passes ([Speed](speed.md#compiled-passes)) a step of ours costs less than the float step on both nets,
+and a step of every other tool more; it needs less memory than the float step, where the others need at least as much.
+Rounds differ by up to 20 %, so that the order among our three forms says nothing. Export of ours, with its checks, is
+the fastest; what other tools write is not checked. Brevitas finds ranges as fast as ours on ResNet-18 and faster on
+MobileNet v2: its quantizers stand at ReLUs and at the input alone, ours at all inputs of layers and sums.
+
+torch.ao's fake quantizer has no ONNX form in this version of torch. Files of ModelOpt and Brevitas, and ours for target
+`tensorrt`, are made for other engines than onnxruntime on a CPU; and this CPU has no VNNI, where 8 bits gain little
+([above](#inference-on-a-cpu) is one that has it).
+
+Tried and left out: masks of a byte by torch's own kernels (ten times slower than values; in C they are used), and max
 norms of rows in one pass (torch's are slower than two plain passes).
-"""
-
-OTHERS_EARLIER: Final = """\
-MobileNet v2 at batch 16 (at 32 the eight processes need more than this machine's 23 GiB), measured before the compiled
-passes, with memory as the kernel counts it:
 """
