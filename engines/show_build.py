@@ -20,6 +20,7 @@ from engines.build_config import refuse_dla
 from engines.build_options import BuildOptions
 from engines.doctor import as_json as checks_as_json
 from engines.doctor import diagnose
+from engines.engine_commands import eval_words
 from engines.engine_manifest import EngineManifest
 from engines.engine_plan import sentences
 from engines.errors import InputError
@@ -84,7 +85,8 @@ def build(
     else:
         _print(results, folder, found)
         if source.is_dir() and any(result.manifest for result in results):
-            print(f"Next: faq-deploy eval {shlex.quote(str(source))}")
+            steps = RunFolder(source).manifest().steps
+            print(f"Next: {shlex.join(eval_words(str(source), steps, this_host()))}")
     return code
 
 
@@ -121,7 +123,7 @@ def doctor(*, as_json: bool) -> None:
     if not console.is_terminal:
         console = Console(width=_UNBROKEN)  # a pipe or a log keeps each path and command in one piece
     console.print(table)
-    found = next_command(checks, Path.cwd())
+    found = next_command(checks, this_host(), Path.cwd())
     console.print(f"\nNext: {found.command}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"  ({found.why})", soft_wrap=True, markup=False, highlight=False)
 

@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from engines.engine_commands import build_words
+from engines.host import this_host
+from engines.run_folder import RunFolder
 from faq_deploy.certificate import proof_sentence
 from faq_deploy.finetune import FinetuneResult
 from faq_deploy.headline import headline
@@ -111,7 +114,9 @@ def exported(result: ExportResult, *, as_json: bool) -> None:
     for sentence in result.notes:
         _print(sentence)
     _print(f"{result.path}: {result.bytes / 1e6:.3g} MB")
-    _print(f"Next: faq-deploy build {shlex.quote(str(result.path.parent))}")
+    run = RunFolder(result.path.parent)
+    target = run.manifest().steps["export"].facts.get("target")
+    _print(f"Next: {shlex.join(build_words(str(run.path), target, this_host()))}")
 
 
 def evaluated(run: Path, report: Report, *, as_json: bool) -> None:

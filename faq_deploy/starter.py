@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from engines.errors import InputError
 from engines.files import write_atomic
-from engines.host import driver
+from engines.host import Host, this_host
 from engines.image_batches import BadImages
 from engines.preprocess import Preprocessing
 from faq_deploy.data import Splits, brings_validation, default_preprocessing, open_data
@@ -94,10 +93,12 @@ def init_verb(options: QuantizeOptions) -> Starter:
     example = example_of(splits.train, on_bad=data.on_bad, bad=BadImages())
     require_fit(loaded.module, example, model, classes)
     seen = None if loaded.untrained else tried(loaded.module, splits.val, data.on_bad)
-    machine = _machine()
+    host = this_host()
+    machine = _machine(host)
     target = options.overrides.get("target")
     size = (example.shape[2], example.shape[3])
     choices = choose(size, images, machine, options.bits or 8, None if target is None else str(target))
+    made_for = next(choice.value for choice in choices if choice.key == "target")
     facts = _model_facts(model, loaded, choices, example, classes)
     trained_by = float_recipe(images) if loaded.untrained and options.weights is None else None
     starter = Starter(
@@ -108,7 +109,7 @@ def init_verb(options: QuantizeOptions) -> Starter:
         tried=seen,
         choices=choices,
         cautions=cautions(facts, images, seen, choices, machine),
-        commands=next_commands(dataclasses.replace(options, data=data), loaded.name, trained_by),
+        commands=next_commands(dataclasses.replace(options, data=data), loaded.name, trained_by, made_for, host),
     )
     text = starter_toml(choices, findings(starter), starter.commands)
     parse_recipe(text, str(options.output))
@@ -187,12 +188,10 @@ def _opened(data: DataOptions, base: Preprocessing | None) -> tuple[DataOptions,
     return data, splits
 
 
-def _machine() -> Machine:
-    gpus = driver().gpus
-    packages = (("tensorrt", "TensorRT"), ("tensorrt_rtx", "TensorRT-RTX"))
-    specs = [(name, importlib.util.find_spec(module)) for module, name in packages]
-    found = [name for name, spec in specs if spec is not None and spec.origin is not None]  # else a folder without code
-    return Machine(gpus[0].name if gpus else "", found[0] if found else "")
+def _machine(host: Host) -> Machine:
+    names = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+    found = [name for package, name in names.items() if package in host.versions]
+    return Machine("" if host.gpu is None else host.gpu.name, found[0] if found else "")
 
 
 def _model_facts(

@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
+from engines.engine_commands import build_words, eval_words
+from engines.host import Host
 from faq_deploy.new_run import QuantizeOptions
 from faq_deploy.starter_rules import Choice
 
@@ -43,13 +45,17 @@ def starter_toml(choices: Sequence[Choice], found: Sequence[str], commands: Sequ
     return "\n".join(lines) + "\n"
 
 
-def next_commands(options: QuantizeOptions, name: str, float_recipe: str | None) -> tuple[tuple[str, ...], ...]:
+def next_commands(
+    options: QuantizeOptions, name: str, float_recipe: str | None, target: object, host: Host
+) -> tuple[tuple[str, ...], ...]:
     """What to type after `init`, to the verdict.
 
     Args:
         options: of `init`, with what it found out about the images.
         name: of the model, for the run's folder.
         float_recipe: to train by, where there are no weights; else None.
+        target: of the recipe.
+        host: this machine, which `build` and `eval` are for.
     """
     run, weights = f"runs/{name}", options.weights
     common = [options.model or "MODEL", *_data_words(options)]
@@ -62,7 +68,9 @@ def next_commands(options: QuantizeOptions, name: str, float_recipe: str | None)
         words += ["--num-classes", str(options.num_classes)]
     words += ["--ema"] * options.prefer_ema
     words += [*common[1:], "--recipe", str(options.output), "-o", run]
-    return (*trainings, tuple(words), *(("faq-deploy", verb, run) for verb in ("export", "build", "eval")))
+    build = build_words(run, target, host)
+    steps = ["build/tensorrt-rtx"] if "tensorrt-rtx" in build else []
+    return (*trainings, tuple(words), ("faq-deploy", "export", run), build, eval_words(run, steps, host))
 
 
 def _data_words(options: QuantizeOptions) -> list[str]:
