@@ -91,7 +91,7 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int, ou
     (label,) = chosen
     logits = named[label]
     assert isinstance(logits, Tensor)
-    if logits.dim() != 2:
+    if logits.dim() != 2 or len(logits) != len(example):  # a detector's boxes are no row an image
         raise InputError(
             f"{model} gives an output of shape {'x'.join(map(str, logits.shape[1:]))} per image, not logits.",
             "give a classifier: one number per class and image"
