@@ -86,6 +86,7 @@ def init_verb(options: QuantizeOptions) -> Starter:
     if base is None:
         data = suited(loaded.module, images, data)
         data, splits = _opened(data, None)
+        images = dataclasses.replace(images, augment=splits.augment)  # at the size that was found
     classes = len(splits.train.classes)
     if loaded.untrained and loaded.takes_num_classes and options.num_classes is None:
         remade = load_model(model, options.weights, num_classes=classes, allow_random=True)

@@ -124,6 +124,8 @@ def test_folder_without_a_validation_part_is_split_and_the_size_is_what_the_net_
     found = json.loads(result.stdout)
     assert (found["images"]["train"], found["images"]["val"], found["images"]["grey"]) == (12, 3, True)
     assert found["model"]["input_shape"] == [1, 32, 32]
+    augment = next(choice["reason"] for choice in found["choices"] if choice["key"] == "training.augment")
+    assert augment == "here it means cifar, for images of this size"
     words = found["commands"][0]
     assert words[5:13] == ["--train-fraction", "0.8", "--resize", "32", "--crop", "32", "--color", "L"]
     assert call(*words[1:-1], tmp_path / "run", "--epochs", 1).exit_code == 0
@@ -141,6 +143,7 @@ def test_net_of_ones_own_with_random_weights_is_trained_first(
     assert "whose weights are drawn at random" in found["model"]["source"]
     train, quantize, *_ = found["commands"]
     assert train[1:4] == ["train", "small.py:net", "--data"]
+    assert train[train.index("--recipe") + 1] == "cifar-quick"
     assert call(*train[1:], "--epochs", 1).exit_code == 0
     assert quantize[1:5] == ["quantize", "small.py:net", "--weights", "runs/net-float/float.pth"]
     assert call(*quantize[1:], "--epochs", 0).exit_code == 0
