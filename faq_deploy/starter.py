@@ -129,8 +129,9 @@ def findings(starter: Starter) -> tuple[str, ...]:
     steps = "; ".join(f"{count} {kind}" for kind, count in model.float_steps.items())
     steps = f"; between INT8 kernels: {steps}" if steps else ""
     seen = f"{images.looked_at} looked at: {sizes}, {colours}"
+    outputs = f"{model.classes} output{'' if model.classes == 1 else 's'}"
     lines = [
-        f"Model: {model.source}; {model.classes} outputs; {model.layers} layers, {whole}{steps}",
+        f"Model: {model.source}; {outputs}; {model.layers} layers, {whole}{steps}",
         f"Data: {images.description}; {counts} training images a class; {seen}",
         f"Preprocessing: {starter.preprocessing}",
     ]

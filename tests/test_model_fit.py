@@ -65,6 +65,11 @@ def test_model_that_does_not_is_named(model: nn.Module, example: Tensor, what: s
     assert remedy in caught.value.remedy
 
 
+def test_one_output_is_not_counted_as_several() -> None:
+    with pytest.raises(InputError, match=r"let net\.py:make make 1 output \(--num-classes 1 "):
+        require_fit(normed(), images(), "net.py:make", 1)
+
+
 def test_first_of_several_outputs_is_judged_and_named() -> None:
     kept = require_fit(Pair(always=True), images(), "m", 3)
     assert kept is not None
