@@ -12,6 +12,7 @@ from rich.table import Table
 
 from engines.errors import InputError
 from engines.stdout import to_stdout
+from faq_deploy.before_torch import require_onnx
 from faq_deploy.file_eval import FileReport, evaluate_file
 from faq_deploy.file_report_page import write_file_page
 from faq_deploy.limits import limits_from
@@ -40,10 +41,7 @@ def evaluate(path: Path, options: Mapping[str, Any], *, as_json: bool) -> int:
     Raises:
         InputError: an option that goes with a run, no samples, or what can't be read.
     """
-    if not path.exists():
-        raise InputError(
-            f"{path} does not exist.", "name an ONNX file that `faq_deploy.export` wrote, or a run's folder."
-        )
+    require_onnx(path)
     for name, value in options.items():
         if name not in _OF_A_FILE and value not in (None, ()) and value is not False:
             raise InputError(f"--{name.replace('_', '-')} goes with a run, not with {path}.", "leave it out.")

@@ -10,11 +10,11 @@ from typing import Final
 
 from torch import Tensor
 
-from engines.errors import InputError
 from engines.files import write_atomic
 from engines.host import Host, this_host
 from engines.image_batches import BadImages
 from engines.preprocess import Preprocessing
+from faq_deploy.before_torch import require_model
 from faq_deploy.data import Splits, brings_validation, default_preprocessing, open_data
 from faq_deploy.inspect import inspect_net
 from faq_deploy.model_fit import example_of, require_fit
@@ -29,7 +29,7 @@ from faq_deploy.run_data import (
     preprocessing_in_words,
     trained_preprocessing,
 )
-from faq_deploy.starter_file import next_commands, starter_toml
+from faq_deploy.starter_file import next_commands, require_free, starter_toml
 from faq_deploy.starter_look import look_at, same_parameters, suited, tried
 from faq_deploy.starter_rules import Choice, ImageFacts, Machine, ModelFacts, Tried, cautions, choose, float_recipe
 
@@ -72,10 +72,8 @@ def init_verb(options: QuantizeOptions) -> Starter:
         InputError: bad input of any kind, one sentence; nothing is written then.
         CannotRunHere: a package that the model or the data needs is not installed.
     """
-    _require_free(options.output, force=options.force)
-    model = options.model
-    if not model:
-        raise InputError("No MODEL was named.", "name one, such as torchvision:resnet18 or my_net.py:build.")
+    require_free(options.output, force=options.force)
+    model = require_model(options.model)
     loaded = load_model(
         model, options.weights, num_classes=options.num_classes, allow_random=True, prefer_ema=options.prefer_ema
     )
@@ -152,15 +150,6 @@ def _told_from_random(loaded: LoadedModel, options: QuantizeOptions) -> LoadedMo
         return loaded
     source = f"{options.model}, whose weights are drawn at random (trained ones come with --weights FILE)"
     return dataclasses.replace(loaded, untrained=True, source=source)
-
-
-def _require_free(path: Path, *, force: bool) -> None:
-    if path.suffix != ".toml":
-        raise InputError(f"{path} is not named as a TOML file.", f"pass -o {path.name or 'recipe'}.toml.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder.", "pass -o with the name of a file.")
-    if path.exists() and not force:
-        raise InputError(f"{path} exists already.", "pass --force to replace it, or another name with -o.")
 
 
 def _known_preprocessing(options: QuantizeOptions, loaded: LoadedModel) -> tuple[Preprocessing | None, str]:
