@@ -16,7 +16,7 @@ from faq_deploy.cli_errors import ErrorGroup
 from faq_deploy.cli_eval import eval_options
 from faq_deploy.cli_inspect import inspect_options
 from faq_deploy.cli_lint import lint
-from faq_deploy.cli_loading import say_loading
+from faq_deploy.cli_loading import run_for_torch, say_loading
 from faq_deploy.cli_options import float_options, init_options, json_option, training_options
 from faq_deploy.cli_recipes import recipes
 from faq_deploy.cli_snap import snap
@@ -71,6 +71,9 @@ def init(model: str, as_json: bool, **options: object) -> None:
       faq-deploy init my_net.py:build --data photos -o mine.toml
       faq-deploy init builtin:digits-resnet --data digits --bits 4
     """
+    from faq_deploy.before_torch import look_at_starter
+
+    look_at_starter(model, options)
     from faq_deploy import show_starter
     from faq_deploy.starter import init_verb
 
@@ -91,6 +94,9 @@ def inspect(model: str, as_json: bool, **options: object) -> None:
       faq-deploy inspect my_net.py:build --input-size 192x256 --bits 4
       faq-deploy inspect timm:efficientnet_b0 --target onnxruntime --json
     """
+    from faq_deploy.before_torch import look_at_model
+
+    look_at_model(model, options)
     say_loading()
     from faq_deploy import show_inspect
     from faq_deploy.inspect import inspect_model
@@ -117,6 +123,9 @@ def quantize(model: str | None, as_json: bool, **options: object) -> None:
           --train-fraction 0.9 --epochs 0 -o runs/mine
       faq-deploy quantize --resume -o runs/r18
     """
+    from faq_deploy.before_torch import look_at_training
+
+    look_at_training(model, options)
     say_loading()
     from faq_deploy import parsed_options, show, verbs
 
@@ -141,6 +150,9 @@ def train(model: str | None, as_json: bool, **options: object) -> None:
           --recipe cifar-float -o runs/cifar
       faq-deploy train --resume -o runs/cifar
     """
+    from faq_deploy.before_torch import look_at_training
+
+    look_at_training(model, options)
     say_loading()
     from faq_deploy import parsed_options, show, train_float
 
@@ -163,11 +175,10 @@ def export(run: Path, check_images: int, pack_int4: bool, as_json: bool) -> None
     Example:
       faq-deploy export runs/r18
     """
-    say_loading()
-    from engines.run_folder import RunFolder
+    folder = run_for_torch(run)
     from faq_deploy import show, verbs
 
-    result = verbs.export_verb(RunFolder(run), check_images, show.say, pack_int4=pack_int4)
+    result = verbs.export_verb(folder, check_images, show.say, pack_int4=pack_int4)
     show.exported(result, as_json=as_json)
 
 
@@ -208,8 +219,6 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
       faq-deploy eval --bundle r18.tgz --data DIR
       faq-deploy eval model.onnx --samples mine.py:val --metric mean-iou
     """
-    from engines.run_folder import RunFolder
-
     if bundle is not None:
         from engines import show_bundle
 
@@ -217,17 +226,20 @@ def evaluate(run: Path | None, bundle: Path | None, as_json: bool, **options: ob
     if run is None:
         raise click.UsageError("Missing argument 'RUN' (or pass --bundle FILE).")
     if run.is_file() or (run.suffix == ".onnx" and not run.exists()):
+        from faq_deploy.before_torch import require_onnx
+
+        require_onnx(run)
         say_loading()
         from faq_deploy import show_file_eval
 
         sys.exit(show_file_eval.evaluate(run, options, as_json=as_json))
-    say_loading()
+    folder = run_for_torch(run)
     from faq_deploy import parsed_options, show, verbs
 
     wanted, data = parsed_options.eval_options(options)
     beside = parsed_options.report_files(options)
     with show.image_progress() as on_images:
-        report = verbs.evaluate_verb(RunFolder(run), wanted, data, on_images, beside)
+        report = verbs.evaluate_verb(folder, wanted, data, on_images, beside)
     show.evaluated(run, report, as_json=as_json)
     sys.exit(report.verdict.exit_code)
 

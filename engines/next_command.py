@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.doctor import Check
+from engines.engine_commands import build_words, eval_words
 from engines.errors import InputError
 from engines.extras import pip_install
-from engines.run_folder import RunFolder
+from engines.host import Host
+from engines.run_folder import Manifest, RunFolder
 
 __all__ = ["NextCommand", "next_command"]
 
@@ -24,11 +26,12 @@ class NextCommand:
     why: str
 
 
-def next_command(checks: Sequence[Check], folder: Path) -> NextCommand:
+def next_command(checks: Sequence[Check], host: Host, folder: Path) -> NextCommand:
     """What to type next.
 
     Args:
         checks: of `diagnose`.
+        host: the machine that they are of.
         folder: where runs and bundles are looked for, three levels deep.
 
     Returns:
@@ -37,12 +40,12 @@ def next_command(checks: Sequence[Check], folder: Path) -> NextCommand:
     fine = {check.name for check in checks if check.status == "ok"}
     has_torch = {"torch", "torchvision"} <= fine
     run = _newest_run(folder)
-    step = None if run is None else _step(*run, has_torch=has_torch)
+    step = None if run is None else _step(*run, host, has_torch=has_torch)
     if step is not None:
         return step
     if not has_torch:
         return _without_torch(folder)
-    if "GPU" in fine and "tensorrt" not in fine:
+    if "GPU" in fine and not fine & {"tensorrt", "tensorrt-rtx"}:
         return NextCommand(pip_install("tensorrt"), "a GPU is here, and nothing that builds its engines")
     if importlib.util.find_spec("sklearn") is None:
         return NextCommand(pip_install("demo"), "the data of `faq-deploy demo` come with scikit-learn")
@@ -50,24 +53,26 @@ def next_command(checks: Sequence[Check], folder: Path) -> NextCommand:
     return NextCommand("faq-deploy demo", f"the whole job on embedded data, in minutes; {own}")
 
 
-def _newest_run(folder: Path) -> tuple[Path, frozenset[str]] | None:
-    """The run that was written last, by its name from `folder`, and the steps that it has behind it."""
+def _newest_run(folder: Path) -> tuple[Path, Manifest] | None:
+    """The run that was written last, by its name from `folder`, and what it has behind it."""
     manifests = [file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}/manifest.json")]
     for file in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            steps = RunFolder(file.parent).manifest().steps
+            manifest = RunFolder(file.parent).manifest()
         except InputError:  # another program's, or damaged
             continue
-        if steps:
-            return file.parent.relative_to(folder), frozenset(name.partition("/")[0] for name in steps)
+        if manifest.steps:
+            return file.parent.relative_to(folder), manifest
     return None
 
 
-def _step(run: Path, steps: frozenset[str], *, has_torch: bool) -> NextCommand | None:
+def _step(run: Path, manifest: Manifest, host: Host, *, has_torch: bool) -> NextCommand | None:
     """What comes next in a run; None where this machine can't do it."""
     name = shlex.quote(str(run))
+    steps = {step.partition("/")[0] for step in manifest.steps}
     if {"export", "build"} & steps == {"export"}:
-        return NextCommand(f"faq-deploy build {name}", f"{run} is exported and has no engine yet")
+        words = build_words(str(run), manifest.steps["export"].facts.get("target"), host)
+        return NextCommand(shlex.join(words), f"{run} is exported and has no engine yet")
     if not has_torch:
         return None
     if "eval" in steps:
@@ -75,7 +80,8 @@ def _step(run: Path, steps: frozenset[str], *, has_torch: bool) -> NextCommand |
             f"faq-deploy bundle {name} -o {shlex.quote(f'{run}.tgz')}", f"{run} is judged: this takes it elsewhere"
         )
     if "build" in steps:
-        return NextCommand(f"faq-deploy eval {name}", f"{run} has an engine that was not judged yet")
+        words = eval_words(str(run), manifest.steps, host)
+        return NextCommand(shlex.join(words), f"{run} has an engine that was not judged yet")
     if "quantize" in steps:
         return NextCommand(f"faq-deploy export {name}", f"{run} is quantized and not exported yet")
     if "calibrate" in steps:

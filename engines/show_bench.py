@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from engines.bench import Bench, Measured
 from engines.gpu_limits import GPUS
 from engines.roofline import Bound
+from engines.stdout import to_stdout
 
 __all__ = ["as_dict", "show"]
 
@@ -31,48 +31,34 @@ def as_dict(found: Bench) -> dict[str, object]:
     }
 
 
-def show(found: Bench, console: Console) -> None:
-    """Print both tables.
-
-    Args:
-        found: as `bench` gives it.
-        console: where.
-    """
-    say = _Say(console)
+def show(found: Bench) -> None:
+    """Print both tables of what `bench` gave."""
     rows = [row for row in found.measured if row.latencies]
     if rows:
-        say("Measured on noise, from host memory to host memory: milliseconds a batch, p50 / p99")
-        console.print(_measured(rows, found))
+        to_stdout("Measured on noise, from host memory to host memory: milliseconds a batch, p50 / p99")
+        to_stdout(_measured(rows, found))
         fewest = min(one.calls for row in rows for one in row.latencies)
         if fewest < _FEW:
-            say(f"From {fewest} calls on: where there are fewer than {_FEW}, p99 is the slowest.")
+            to_stdout(f"From {fewest} calls on: where there are fewer than {_FEW}, p99 is the slowest.")
     for row in found.measured:
         if row.reason:
-            say(f"{row.engine}, {_how(row)}: not measured. {row.reason}")
+            to_stdout(f"{row.engine}, {_how(row)}: not measured. {row.reason}")
         elif row.clocks is not None:
             clocks = ", ".join(f"{name} {mhz} MHz" for name, mhz in row.clocks.items())
-            say(f"{row.engine}, {_how(row)}: {clocks}")
+            to_stdout(f"{row.engine}, {_how(row)}: {clocks}")
     macs = sum(cost.macs for cost in found.subject.costs)
     in_int8 = sum(cost.macs for cost in found.subject.costs if cost.int8)
     weights = sum(cost.weight_bytes for cost in found.subject.costs)
     moved = sum(cost.bytes("int8", 1) for cost in found.subject.costs) - weights
-    say("")
-    say(
+    to_stdout("")
+    to_stdout(
         f"Roofline, a prediction from the graph and NVIDIA's data sheets: {macs:,} multiply-adds an image, "
         f"{100 * in_int8 / macs if macs else 0:.2f} % in INT8; {weights / 1e6:.1f} MB of weights a batch and "
         f"{moved / 1e6:.1f} MB of activations an image."
     )
-    say("Least milliseconds a batch: every tensor through memory (products alone)")
-    console.print(_bounds(found.bounds, found.subject.batches))
-    say("A GPU whose cache holds the tensors can come below the first figure, none below the second.")
-
-
-class _Say:
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def __call__(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+    to_stdout("Least milliseconds a batch: every tensor through memory (products alone)")
+    to_stdout(_bounds(found.bounds, found.subject.batches))
+    to_stdout("A GPU whose cache holds the tensors can come below the first figure, none below the second.")
 
 
 def _measured(rows: Sequence[Measured], found: Bench) -> Table:

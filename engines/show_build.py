@@ -7,9 +7,8 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +19,7 @@ from engines.build_config import refuse_dla
 from engines.build_options import BuildOptions
 from engines.doctor import as_json as checks_as_json
 from engines.doctor import diagnose
+from engines.engine_commands import eval_words
 from engines.engine_manifest import EngineManifest
 from engines.engine_plan import sentences
 from engines.errors import InputError
@@ -27,10 +27,9 @@ from engines.host import RuntimeName, this_host, tool_version
 from engines.next_command import next_command
 from engines.profile import parse_profile
 from engines.run_folder import RunFolder
+from engines.stdout import to_stdout
 
 __all__ = ["build", "chosen_options", "doctor"]
-
-_UNBROKEN: Final = 10_000  # columns, more than a row has: a table is as wide as what it holds
 
 
 def build(
@@ -84,7 +83,8 @@ def build(
     else:
         _print(results, folder, found)
         if source.is_dir() and any(result.manifest for result in results):
-            print(f"Next: faq-deploy eval {shlex.quote(str(source))}")
+            steps = RunFolder(source).manifest().steps
+            print(f"Next: {shlex.join(eval_words(str(source), steps, this_host()))}")
     return code
 
 
@@ -117,13 +117,10 @@ def doctor(*, as_json: bool) -> None:
     marks = {"ok": "ok", "missing": "--", "limited": "!!"}
     for check in checks:
         table.add_row(*[Text(cell) for cell in (marks[check.status], check.name, check.detail, check.remedy or "")])
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_UNBROKEN)  # a pipe or a log keeps each path and command in one piece
-    console.print(table)
-    found = next_command(checks, Path.cwd())
-    console.print(f"\nNext: {found.command}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"  ({found.why})", soft_wrap=True, markup=False, highlight=False)
+    to_stdout(table)
+    found = next_command(checks, this_host(), Path.cwd())
+    to_stdout(f"\nNext: {found.command}")
+    to_stdout(f"  ({found.why})")
 
 
 def _progress(event: BuildEvent) -> None:
@@ -148,8 +145,7 @@ def _print(results: Sequence[BuildResult], folder: Path, found: Bench | None) ->
             version = made.versions.get(made.runtime, "")
             size, seconds = f"{made.bytes / 1e6:.3g}", f"{made.seconds:.2f}"
             table.add_row(result.name, result.status, size, seconds, f"{made.runtime} {version}")
-    console = Console()
-    console.print(table)
+    to_stdout(table)
     lines = [f"Note: {note}" for note in _merged([r.manifest for r in results if r.manifest is not None])]
     lines += _layers(results)
     for result in results:
@@ -158,9 +154,9 @@ def _print(results: Sequence[BuildResult], folder: Path, found: Bench | None) ->
     if any(r.manifest for r in results):
         lines.append(f"Engines are in {folder}")
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        to_stdout(line)
     if found is not None:
-        show_bench.show(found, console)
+        show_bench.show(found)
 
 
 def _layers(results: Sequence[BuildResult]) -> list[str]:

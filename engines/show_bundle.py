@@ -19,6 +19,7 @@ from engines.host import RuntimeName, tool_version
 from engines.parity import LogitParity
 from engines.run_folder import RunFolder
 from engines.show_build import chosen_options
+from engines.stdout import to_stdout
 from engines.triton import write_repository
 
 __all__ = ["bundle", "evaluate", "verify"]
@@ -230,9 +231,8 @@ def _print(lines: Sequence[str], facts: Mapping[str, object], *, as_json: bool) 
     if as_json:
         print(json.dumps(facts, indent=2))
         return
-    console = Console()
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        to_stdout(line)
 
 
 def _percent(value: float | None) -> str:

@@ -8,11 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-
 from engines.lint_fix import Fixed, fix_file
 from engines.lint_sarif import sarif
 from engines.show_lint import Format, print_findings
+from engines.stdout import to_stdout
 
 __all__ = ["fix"]
 
@@ -58,7 +57,6 @@ def _facts(path: Path, output: Path, fixed: Fixed, code: int) -> dict[str, objec
 
 
 def _print(output: Path, fixed: Fixed) -> None:
-    console = Console()
     lines = [f"repaired {rule}: {_named(nodes)}" for rule, nodes in fixed.repaired.items()]
     lines += [f"taken back {rule}: {why}" for rule, why in fixed.refused.items()]
     if fixed.repaired:
@@ -66,7 +64,7 @@ def _print(output: Path, fixed: Fixed) -> None:
     else:
         lines.append(f"Wrote {output}: there was nothing to repair without changing values.")
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        to_stdout(line)
     print_findings(output, fixed.target, fixed.left)
 
 

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from engines.lint import Finding, Level, lint_file
 from engines.lint_rules import PAGES
 from engines.lint_sarif import sarif
+from engines.stdout import to_stdout
 
 __all__ = ["Format", "lint", "print_findings"]
 
@@ -66,11 +66,10 @@ def print_findings(path: Path, target: str | None, found: Sequence[Finding]) -> 
     for rule in dict.fromkeys(finding.rule for finding in found):
         group = [finding for finding in found if finding.rule == rule]
         table.add_row(group[0].level, rule, f"{len(group):,}", Text(_text(group)))
-    console = Console()
     if found:
-        console.print(table)
-        console.print(f"Each rule has a page: {PAGES}#RULE", soft_wrap=True, markup=False, highlight=False)
-    console.print(_verdict(path, target, found), soft_wrap=True, markup=False, highlight=False)
+        to_stdout(table)
+        to_stdout(f"Each rule has a page: {PAGES}#RULE")
+    to_stdout(_verdict(path, target, found))
 
 
 def _text(group: Sequence[Finding]) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-from torch import nn
+from typing import TYPE_CHECKING, Final
 
 from engines.errors import InputError
 from engines.files import sha256_of
 from engines.preprocess import Preprocessing
 
-__all__ = ["RANDOM", "Architecture", "WeightsFile", "local_weights"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["RANDOM", "Architecture", "WeightsFile", "local_weights", "require_weights"]
 
 RANDOM: Final = "random"  # as --weights: seeded random weights
 
@@ -63,10 +64,23 @@ def local_weights(weights: str | None) -> WeightsFile | None:
     """
     if weights is None or weights == RANDOM:
         return None
+    path = require_weights(weights)
+    return WeightsFile(path, sha256_of(path))
+
+
+def require_weights(weights: str) -> Path:
+    """The checkpoint that `--weights` names.
+
+    Args:
+        weights: a path.
+
+    Raises:
+        InputError: there is no such file.
+    """
     path = Path(weights).expanduser()
     if not path.is_file():
         raise InputError(
             f"The weights {path} {'are a folder, not a file' if path.exists() else 'do not exist'}.",
             "check the path after --weights.",
         )
-    return WeightsFile(path, sha256_of(path))
+    return path

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import rich_click as click
 
+from faq_deploy.cli_loading import run_for_torch
 from faq_deploy.cli_options import json_option, options
 from faq_deploy.completion import runs
 
@@ -76,11 +77,11 @@ def noise(run: Path, as_json: bool, **wanted: object) -> None:
       faq-deploy analyze noise runs/r18-4bit
       faq-deploy analyze noise runs/r18-4bit --bits 8 --bits 4 --bits 2 --steps 500
     """
-    from engines.run_folder import RunFolder
+    folder = run_for_torch(run)
     from faq_deploy import analyze as verbs
     from faq_deploy import show, show_analysis
 
-    facts, path = verbs.noise_verb(RunFolder(run), verbs.NoiseOptions(**wanted), show.say)  # type: ignore[arg-type]
+    facts, path = verbs.noise_verb(folder, verbs.NoiseOptions(**wanted), show.say)  # type: ignore[arg-type]
     show_analysis.noise(facts, path, as_json=as_json)
 
 
@@ -94,11 +95,11 @@ def similarity(run: Path, as_json: bool) -> None:
     Example:
       faq-deploy analyze similarity runs/r18-4bit
     """
-    from engines.run_folder import RunFolder
+    folder = run_for_torch(run)
     from faq_deploy import analyze as verbs
     from faq_deploy import show_analysis
 
-    facts, path = verbs.similarity_verb(RunFolder(run))
+    facts, path = verbs.similarity_verb(folder)
     show_analysis.similarity(facts, path, as_json=as_json)
 
 
@@ -114,9 +115,9 @@ def exponents(run: Path, images: int, data: str | None, as_json: bool) -> None:
     Example:
       faq-deploy analyze exponents runs/r18-4bit
     """
-    from engines.run_folder import RunFolder
+    folder = run_for_torch(run)
     from faq_deploy import analyze as verbs
     from faq_deploy import show, show_analysis
 
-    facts, path = verbs.exponents_verb(RunFolder(run), images=images, data=data, say=show.say)
+    facts, path = verbs.exponents_verb(folder, images=images, data=data, say=show.say)
     show_analysis.exponents(facts, path, as_json=as_json)

@@ -28,6 +28,7 @@ __all__ = [
     "default_preprocessing",
     "hold_out",
     "open_data",
+    "require_place",
 ]
 
 Augment = Literal["none", "shift", "cifar", "imagenet"]
@@ -131,12 +132,8 @@ def open_data(
         if class_order is not None:
             raise InputError("Shards number their classes.", "drop --class-order.")
         return _shards(shards, preprocessing, train_fraction, seed, classes)
+    require_place(spec)
     root = Path(spec).expanduser()
-    if not root.is_dir():
-        raise InputError(
-            f"The data folder {root} {'is a file, not a folder' if root.exists() else 'does not exist'}.",
-            "--data takes a folder of images, shards such as train-{000..127}.tar, digits, or cifar10:DIR.",
-        )
     train_root, val_root = _split_folders(root)
     names = tuple(classes) if classes is not None else _folder_classes(train_root, class_order)
     images = cached(ImageFolder(train_root, preprocessing, names))
@@ -150,6 +147,25 @@ def open_data(
             "pass --train-fraction 0.8 to train on 80 % of its images, one folder per class, and evaluate on the rest.",
         )
     return _held_out(images, str(root), train_fraction, seed, augment)
+
+
+def require_place(spec: str) -> None:
+    """Refuse a folder of images that is not there.
+
+    Args:
+        spec: as for `open_data`.
+
+    Raises:
+        InputError: it isn't.
+    """
+    if spec == _DIGITS or spec.startswith(_CIFAR10) or shard_spec(spec) is not None:
+        return
+    root = Path(spec).expanduser()
+    if not root.is_dir():
+        raise InputError(
+            f"The data folder {root} {'is a file, not a folder' if root.exists() else 'does not exist'}.",
+            "--data takes a folder of images, shards such as train-{000..127}.tar, digits, or cifar10:DIR.",
+        )
 
 
 def _digits(preprocessing: Preprocessing) -> ArrayImages:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engines.errors import InputError
+from faq_deploy.before_torch import require_model
 from faq_deploy.build_layers import grid_of
 from faq_deploy.capture import choose_outputs
 from faq_deploy.graph import WEIGHTED, Node
@@ -134,11 +135,10 @@ def inspect_model(options: QuantizeOptions, input_size: tuple[int, int] | None =
             unsupported op), with its place.
         CannotRunHere: a package that the model needs is not installed.
     """
-    if not options.model:
-        raise InputError("No MODEL was named.", "name one, such as torchvision:resnet18 or my_net.py:build.")
-    recipe = resolved(make_recipe(options), options.model)
+    model = require_model(options.model)
+    recipe = resolved(make_recipe(options), model)
     loaded = load_model(
-        options.model,
+        model,
         options.weights,
         num_classes=options.num_classes,
         allow_random=True,
@@ -155,7 +155,7 @@ def inspect_model(options: QuantizeOptions, input_size: tuple[int, int] | None =
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(recipe.training.seed))
     net = rewrite(loaded.module, example, recipe)
     never_negative = all(mean <= 0 for mean in preprocessing.mean)
-    found = inspect_net(net, recipe, options.model, images_never_negative=never_negative)
+    found = inspect_net(net, recipe, model, images_never_negative=never_negative)
     said = _outputs_in_words(loaded.module, example, recipe.layers.output)
     return dataclasses.replace(found, warnings=(*said, *found.warnings))
 

@@ -195,6 +195,11 @@ class _TopK:
 
     def update(self, outputs: Outputs, targets: object) -> None:
         logits, classes = _only(outputs, f"top-{self._k}"), np.asarray(targets)
+        if logits.ndim != 2:
+            raise InputError(
+                f"top-{self._k} got outputs of shape {logits.shape}, not one score for each image and class.",
+                "take mean-iou for scores of masks, (N, classes, H, W), or else a metric of your own.",
+            )
         best = topk(logits, self._k)
         if best is None:
             raise InputError(

@@ -91,7 +91,7 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int, ou
     (label,) = chosen
     logits = named[label]
     assert isinstance(logits, Tensor)
-    if logits.dim() != 2:
+    if logits.dim() != 2 or len(logits) != len(example):  # a detector's boxes are no row an image
         raise InputError(
             f"{model} gives an output of shape {'x'.join(map(str, logits.shape[1:]))} per image, not logits.",
             "give a classifier: one number per class and image"
@@ -101,8 +101,9 @@ def require_fit(module: nn.Module, example: Tensor, model: str, classes: int, ou
     if logits.shape[1] != classes:
         remedy = f"pass --num-classes {classes}, weights with that head, or another data folder."
         if ".py:" in model:
+            outputs = f"{classes} output{'' if classes == 1 else 's'}"
             remedy = (
-                f"let {model} make {classes} outputs (--num-classes {classes} where it has a parameter num_classes), "
+                f"let {model} make {outputs} (--num-classes {classes} where it has a parameter num_classes), "
                 "and pass weights with that head; or another data folder."
             )
         raise InputError(f"{model} has {logits.shape[1]} classes but the data has {classes}.", remedy)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from engines.errors import CannotRunHere, InputError
+from faq_deploy.before_torch import require_model
 from faq_deploy.chosen_recipe import chosen_recipe
 from faq_deploy.data import Splits, default_preprocessing, open_data
 from faq_deploy.models import LoadedModel, load_model
@@ -73,13 +74,12 @@ def open_training(options: QuantizeOptions, note: Note) -> tuple[LoadedModel, Sp
     Raises:
         InputError: an argument is missing or wrong.
     """
-    if not options.model:
-        raise InputError("No MODEL was named.", "name one, such as torchvision:resnet18 or my_net.py:build.")
+    model = require_model(options.model)
     recipe = make_recipe(options, note)
     seed = recipe.training.seed
     facts = data_facts(options.data, seed)
     loaded = load_model(
-        options.model, options.weights, num_classes=options.num_classes, prefer_ema=options.prefer_ema, seed=seed
+        model, options.weights, num_classes=options.num_classes, prefer_ema=options.prefer_ema, seed=seed
     )
     if options.prefer_ema and loaded.weights_sha256 is None:
         raise InputError(
@@ -87,7 +87,7 @@ def open_training(options: QuantizeOptions, note: Note) -> tuple[LoadedModel, Sp
             "pass --weights FILE, or leave out --ema.",
         )
     if options.weights is None:
-        note(f"no --weights: {options.model} is taken with the weights that its factory gives it")
+        note(f"no --weights: {model} is taken with the weights that its factory gives it")
     trained = trained_preprocessing(options.weights)
     base = trained or default_preprocessing(facts.data) or loaded.preprocessing
     splits = open_data(
@@ -101,8 +101,8 @@ def open_training(options: QuantizeOptions, note: Note) -> tuple[LoadedModel, Sp
     note(f"preprocessing{origin}: {preprocessing_in_words(splits.train.preprocessing)}")
     random = options.weights == "random" and options.num_classes is None
     if random and loaded.takes_num_classes:  # a new head takes the data's class count
-        loaded = load_model(options.model, "random", num_classes=len(splits.train.classes), seed=seed)
-    return loaded, splits, resolved(recipe, options.model), facts
+        loaded = load_model(model, "random", num_classes=len(splits.train.classes), seed=seed)
+    return loaded, splits, resolved(recipe, model), facts
 
 
 def pick_device(name: str) -> torch.device:

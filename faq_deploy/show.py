@@ -14,6 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from engines.engine_commands import build_words
+from engines.host import this_host
+from engines.run_folder import RunFolder
+from engines.stdout import to_stdout
 from faq_deploy.certificate import proof_sentence
 from faq_deploy.finetune import FinetuneResult
 from faq_deploy.headline import headline
@@ -71,8 +75,8 @@ def quantized(run: Path, result: QuantizeResult, warnings: Sequence[str], *, as_
             table.add_row(f"quantized, fine-tuned ({result.kept} epoch: {result.epoch})", f"{result.final_top1:.2f} %")
         else:
             table.add_row("quantized, fine-tuned (last epoch, not kept)", f"{result.training.last_top1:.2f} %")
-    _print(table)
-    _print(f"Next: faq-deploy export {shlex.quote(str(run))}")
+    to_stdout(table)
+    to_stdout(f"Next: faq-deploy export {shlex.quote(str(run))}")
 
 
 def trained(path: Path, result: FinetuneResult, *, as_json: bool) -> None:
@@ -80,8 +84,8 @@ def trained(path: Path, result: FinetuneResult, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"weights": str(path), "top1": result.best_top1, "epoch": result.best_epoch}, indent=2))
         return
-    _print(f"float top-1 {result.best_top1:.2f} % (epoch {result.best_epoch} of {result.epochs_done}): {path}")
-    _print(f"Next: faq-deploy quantize MODEL --weights {shlex.quote(str(path))} --data DIR -o RUN")
+    to_stdout(f"float top-1 {result.best_top1:.2f} % (epoch {result.best_epoch} of {result.epochs_done}): {path}")
+    to_stdout(f"Next: faq-deploy quantize MODEL --weights {shlex.quote(str(path))} --data DIR -o RUN")
 
 
 def exported(result: ExportResult, *, as_json: bool) -> None:
@@ -105,13 +109,15 @@ def exported(result: ExportResult, *, as_json: bool) -> None:
     for a in result.agreements:
         codes = f"{a.differing:,} of {a.codes_compared:,}"
         table.add_row(a.runtime, str(a.images), codes, str(a.flips), f"{a.largest_difference:g}")
-    _print(table)
-    _print(f"{proof_sentence(result.bounds)}.")
+    to_stdout(table)
+    to_stdout(f"{proof_sentence(result.bounds)}.")
     _warn(result.warnings)
     for sentence in result.notes:
-        _print(sentence)
-    _print(f"{result.path}: {result.bytes / 1e6:.3g} MB")
-    _print(f"Next: faq-deploy build {shlex.quote(str(result.path.parent))}")
+        to_stdout(sentence)
+    to_stdout(f"{result.path}: {result.bytes / 1e6:.3g} MB")
+    run = RunFolder(result.path.parent)
+    target = run.manifest().steps["export"].facts.get("target")
+    to_stdout(f"Next: {shlex.join(build_words(str(run.path), target, this_host()))}")
 
 
 def evaluated(run: Path, report: Report, *, as_json: bool) -> None:
@@ -121,7 +127,7 @@ def evaluated(run: Path, report: Report, *, as_json: bool) -> None:
         return
     if report.blame is not None and not report.verdict.passed:
         for sentence in report.blame.sentences:
-            _print(sentence)
+            to_stdout(sentence)
     table = Table(box=None, pad_edge=False)
     metric = [report.metric] if report.metric else []
     names = ("stage", "images", "top-1", "top-5", "flips", "codes that differ", "logit difference", "images/s")
@@ -134,16 +140,16 @@ def evaluated(run: Path, report: Report, *, as_json: bool) -> None:
     for engine in report.engines:
         if engine.status == "not asked for":
             table.add_row(f"engine {engine.name}", engine.status, *[""] * (6 + len(metric)))
-    _print(f"{report.data}; preprocessing: {report.preprocessing}")
-    _print(table)
+    to_stdout(f"{report.data}; preprocessing: {report.preprocessing}")
+    to_stdout(table)
     _warn([*report.warnings, *(report.blame.sentences[:2] if report.blame and report.verdict.passed else ())])
-    _print(headline(report))
+    to_stdout(headline(report))
     word = "PASSED" if report.verdict.passed else f"NOT PASSED (exit code {report.verdict.exit_code})"
     first, *others = [f"{word}.", *report.verdict.sentences]
-    _print(" ".join([first, *others[:1]]))
+    to_stdout(" ".join([first, *others[:1]]))
     for sentence in others[1:]:
-        _print(f"  {sentence}")
-    _print(f"Report: {run / 'report.html'}")
+        to_stdout(f"  {sentence}")
+    to_stdout(f"Report: {run / 'report.html'}")
 
 
 @contextlib.contextmanager
@@ -177,10 +183,3 @@ def _cells(stage: Stage, images: int) -> list[str]:
 def _warn(sentences: Sequence[str]) -> None:
     for sentence in sentences:
         print(f"warning: {sentence}", file=sys.stderr)
-
-
-def _print(thing: Table | str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)  # a pipe or a log keeps every column
-    console.print(thing, soft_wrap=isinstance(thing, str), markup=False, highlight=False)

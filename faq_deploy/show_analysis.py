@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from engines.stdout import to_stdout
 from faq_deploy.analysis_facts import ExponentFacts, NoiseFacts, SimilarityFacts
 from faq_deploy.code_occupancy import Occupancy
 
@@ -29,7 +29,7 @@ def noise(facts: NoiseFacts, path: Path, *, as_json: bool) -> None:
         facts.inner_layers,
     )
     if facts.step_cosine:
-        _print("")
+        to_stdout("")
         _cosines(
             f"step called for against steps taken, cosine (paper, Fig. 1; {_counted(facts.steps, 'step', 'steps')} at "
             f"learning rate {facts.lr:g})",
@@ -37,7 +37,7 @@ def noise(facts: NoiseFacts, path: Path, *, as_json: bool) -> None:
             ("float", facts.float_step_cosine),
             facts.inner_layers,
         )
-    _print("* its weights have the same bits in every column. The mean is that of the other layers.")
+    to_stdout("* its weights have the same bits in every column. The mean is that of the other layers.")
     _written(path)
 
 
@@ -55,10 +55,12 @@ def similarity(facts: SimilarityFacts, path: Path, *, as_json: bool) -> None:
         quantized = facts.quantized_layers.get(layer)
         table.add_row(layer, f"{cosine:.4f}", "" if quantized is None else f"{quantized:.4f}")
     table.add_row("all neurons", f"{facts.network:.4f}", f"{facts.quantized_network:.4f}", style="bold")
-    _print(table)
+    to_stdout(table)
     if facts.epochs:
-        _print(f"After each epoch: {', '.join(f'{cosine:.4f}' for cosine in facts.epochs.values())}")
-    _print("The paper's ResNet-18 has 0.994 after 110 epochs at 4 bits, and 0.023 where it began from random weights.")
+        to_stdout(f"After each epoch: {', '.join(f'{cosine:.4f}' for cosine in facts.epochs.values())}")
+    to_stdout(
+        "The paper's ResNet-18 has 0.994 after 110 epochs at 4 bits, and 0.023 where it began from random weights."
+    )
     _written(path)
 
 
@@ -70,12 +72,12 @@ def exponents(facts: ExponentFacts, path: Path, *, as_json: bool) -> None:
     _warn(facts.warnings)
     _counts("weight exponents", facts.weight_exponents)
     _counts("activation exponents", facts.activation_exponents)
-    _print("")
+    to_stdout("")
     _occupancies("weights", facts.weights)
-    _print("")
+    to_stdout("")
     _occupancies(f"activations of {_counted(facts.images, 'validation image', 'validation images')}", facts.activations)
     if facts.flips:
-        _print("")
+        to_stdout("")
         total = sum(facts.weight_exponents.values())
         table = Table(box=None, pad_edge=False)
         for column in ("epoch", "steps", "weight exponents that changed", f"of {total:,} a step"):
@@ -83,7 +85,7 @@ def exponents(facts: ExponentFacts, path: Path, *, as_json: bool) -> None:
         for epoch, flips in facts.flips.items():
             steps = facts.steps[epoch]
             table.add_row(str(epoch), f"{steps:,}", f"{flips:,}", f"{flips / (steps * total):.3%}")
-        _print(table)
+        to_stdout(table)
     _written(path)
 
 
@@ -103,8 +105,8 @@ def _cosines(
         table.add_row(f"{layer}{'' if layer in inner else ' *'}", *(f"{column[layer]:.4f}" for _, column in columns))
     means = (sum(column[layer] for layer in inner) / len(inner) for _, column in columns)
     table.add_row("mean", *(f"{mean:.4f}" for mean in means), style="bold")
-    _print(f"{title}:")
-    _print(table)
+    to_stdout(f"{title}:")
+    to_stdout(table)
 
 
 def _counts(title: str, counts: Mapping[int, int]) -> None:
@@ -115,7 +117,7 @@ def _counts(title: str, counts: Mapping[int, int]) -> None:
     table.add_column("")
     for exponent, count in counts.items():
         table.add_row(f"{exponent}", f"{count:,}", "#" * max(1, round(40 * count / most)))
-    _print(table)
+    to_stdout(table)
 
 
 def _occupancies(title: str, records: Sequence[Occupancy]) -> None:
@@ -134,7 +136,7 @@ def _occupancies(title: str, records: Sequence[Occupancy]) -> None:
             f"{record.clipped:.2%}",
             f"{record.zero:.1%}",
         )
-    _print(table)
+    to_stdout(table)
 
 
 def _counted(count: int, one: str, many: str) -> str:
@@ -142,16 +144,9 @@ def _counted(count: int, one: str, many: str) -> str:
 
 
 def _written(path: Path) -> None:
-    _print(f"Written: {path} and {path.with_suffix('.svg').name}")
+    to_stdout(f"Written: {path} and {path.with_suffix('.svg').name}")
 
 
 def _warn(sentences: Sequence[str]) -> None:
     for sentence in sentences:
         print(f"warning: {sentence}", file=sys.stderr)
-
-
-def _print(thing: Table | str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)  # a pipe or a log keeps every column
-    console.print(thing, soft_wrap=isinstance(thing, str), markup=False, highlight=False)

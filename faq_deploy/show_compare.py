@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
 from rich.table import Table
 
+from engines.stdout import to_stdout
 from faq_deploy.report_difference import Difference, Row, difference, sentences
 from faq_deploy.stored_report import read_report
 
@@ -37,19 +37,19 @@ def compare(first: Path, second: Path, *, as_json: bool) -> None:
         print(json.dumps({**facts, "sentences": list(sentences(found))}, indent=2))
         return
     for sentence in sentences(found):
-        _print(sentence)
-    _print(_figures(found))
+        to_stdout(sentence)
+    to_stdout(_figures(found))
     if found.same_model and found.grids:
         table = _table("tensor", "", found.first, found.second)
         for grid in found.grids[:_MOST_ROWS]:
             table.add_row(grid.tensor, grid.kind, grid.first or "none", grid.second or "none")
-        _print(table)
+        to_stdout(table)
         _print_rest(found.grids, "tensors")
     if found.recipe:
         table = _table("recipe", found.first, found.second)
         for key, before, after in found.recipe[:_MOST_ROWS]:
             table.add_row(key, _value(before), _value(after))
-        _print(table)
+        to_stdout(table)
         _print_rest(found.recipe, "keys")
 
 
@@ -85,11 +85,4 @@ def _table(*names: str, right: bool = False) -> Table:
 
 def _print_rest(items: Sequence[object], what: str) -> None:
     if len(items) > _MOST_ROWS:
-        _print(f"{len(items) - _MOST_ROWS:,} more {what}; --json lists them.")
-
-
-def _print(thing: Table | str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)  # a pipe or a log keeps every column
-    console.print(thing, soft_wrap=isinstance(thing, str), markup=False, highlight=False)
+        to_stdout(f"{len(items) - _MOST_ROWS:,} more {what}; --json lists them.")

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
 
 from engines.errors import InputError
+from engines.stdout import to_stdout
+from faq_deploy.before_torch import require_onnx
 from faq_deploy.file_eval import FileReport, evaluate_file
 from faq_deploy.file_report_page import write_file_page
 from faq_deploy.limits import limits_from
@@ -40,10 +41,7 @@ def evaluate(path: Path, options: Mapping[str, Any], *, as_json: bool) -> int:
     Raises:
         InputError: an option that goes with a run, no samples, or what can't be read.
     """
-    if not path.exists():
-        raise InputError(
-            f"{path} does not exist.", "name an ONNX file that `faq_deploy.export` wrote, or a run's folder."
-        )
+    require_onnx(path)
     for name, value in options.items():
         if name not in _OF_A_FILE and value not in (None, ()) and value is not False:
             raise InputError(f"--{name.replace('_', '-')} goes with a run, not with {path}.", "leave it out.")
@@ -106,12 +104,9 @@ def _print(report: FileReport) -> None:
             f"{stage.differing_codes:,} of {stage.codes_compared:,}" if stage.codes_compared else "",
             f"{stage.differing_values:,} of {values:,}" if values else "",
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)  # a pipe or a log keeps every column
-    console.print(table, markup=False, highlight=False)
+    to_stdout(table)
     broken = [gate for gate in report.gates if not gate.passed]
     word = "NOT PASSED (exit code 1)." if broken else f"PASSED. All {len(report.gates)} gates passed."
     said = [f"{gate.name} is {gate.value:g}, the limit is {gate.limit:g} ({gate.detail})." for gate in broken]
     for sentence in (" ".join([word, *said]), *report.notes):
-        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+        to_stdout(sentence)

@@ -9,17 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
 
 from engines.errors import InputError
+from engines.stdout import to_stdout
 from faq_deploy import parsed_options
 from faq_deploy.inspect import FloatRow, Inspection, Share
 from faq_deploy.new_run import QuantizeOptions
 
 __all__ = ["inspect_options", "inspected"]
 
-_WIDTH: Final = 160  # of a pipe or a log
 
 # `quantize` has these options and `inspect` has not: it reads no data and makes no run.
 _NOT_ASKED: Final[dict[str, Any]] = {
@@ -50,13 +49,13 @@ def inspected(found: Inspection, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found.as_dict(), indent=2))
         return
-    _print(_layers(found))
+    to_stdout(_layers(found))
     if found.floats:
-        _print("")
-        _print(_floats(found.floats))
-    _print("")
+        to_stdout("")
+        to_stdout(_floats(found.floats))
+    to_stdout("")
     for line in _summary(found):
-        _print(line)
+        to_stdout(line)
     for sentence in found.warnings:
         print(f"warning: {sentence}", file=sys.stderr)
 
@@ -113,10 +112,3 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not (height and width):
         raise InputError(f"--input-size {text} is not a size.", "write --input-size 224, or 192x256 (height x width).")
     return height, width
-
-
-def _print(thing: Table | str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)  # a pipe or a log keeps every column
-    console.print(thing, soft_wrap=isinstance(thing, str), markup=False, highlight=False)

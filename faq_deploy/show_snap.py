@@ -16,6 +16,7 @@ from engines.images import ImageSet
 from engines.lint_view import grid_text
 from engines.show_lint import print_findings
 from engines.snap import Moved, Snapped, SnapTarget, snap_file
+from engines.stdout import to_stdout
 from faq_deploy.run_data import DataOptions, preprocessing_in_words
 from faq_deploy.snap_accuracy import SnapAccuracy, images_for, measure
 
@@ -168,4 +169,4 @@ def _facts(path: Path, output: Path, snapped: Snapped, accuracy: SnapAccuracy | 
 
 
 def _say(line: str) -> None:
-    Console().print(line, soft_wrap=True, markup=False, highlight=False)
+    to_stdout(line)

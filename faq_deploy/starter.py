@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Final
 
 from torch import Tensor
 
-from engines.errors import InputError
 from engines.files import write_atomic
-from engines.host import driver
+from engines.host import Host, this_host
 from engines.image_batches import BadImages
 from engines.preprocess import Preprocessing
+from faq_deploy.before_torch import require_model
 from faq_deploy.data import Splits, brings_validation, default_preprocessing, open_data
 from faq_deploy.inspect import inspect_net
 from faq_deploy.model_fit import example_of, require_fit
@@ -30,7 +29,7 @@ from faq_deploy.run_data import (
     preprocessing_in_words,
     trained_preprocessing,
 )
-from faq_deploy.starter_file import next_commands, starter_toml
+from faq_deploy.starter_file import next_commands, require_free, starter_toml
 from faq_deploy.starter_look import look_at, same_parameters, suited, tried
 from faq_deploy.starter_rules import Choice, ImageFacts, Machine, ModelFacts, Tried, cautions, choose, float_recipe
 
@@ -73,10 +72,8 @@ def init_verb(options: QuantizeOptions) -> Starter:
         InputError: bad input of any kind, one sentence; nothing is written then.
         CannotRunHere: a package that the model or the data needs is not installed.
     """
-    _require_free(options.output, force=options.force)
-    model = options.model
-    if not model:
-        raise InputError("No MODEL was named.", "name one, such as torchvision:resnet18 or my_net.py:build.")
+    require_free(options.output, force=options.force)
+    model = require_model(options.model)
     loaded = load_model(
         model, options.weights, num_classes=options.num_classes, allow_random=True, prefer_ema=options.prefer_ema
     )
@@ -87,6 +84,7 @@ def init_verb(options: QuantizeOptions) -> Starter:
     if base is None:
         data = suited(loaded.module, images, data)
         data, splits = _opened(data, None)
+        images = dataclasses.replace(images, augment=splits.augment)  # at the size that was found
     classes = len(splits.train.classes)
     if loaded.untrained and loaded.takes_num_classes and options.num_classes is None:
         remade = load_model(model, options.weights, num_classes=classes, allow_random=True)
@@ -94,10 +92,12 @@ def init_verb(options: QuantizeOptions) -> Starter:
     example = example_of(splits.train, on_bad=data.on_bad, bad=BadImages())
     require_fit(loaded.module, example, model, classes)
     seen = None if loaded.untrained else tried(loaded.module, splits.val, data.on_bad)
-    machine = _machine()
+    host = this_host()
+    machine = _machine(host)
     target = options.overrides.get("target")
     size = (example.shape[2], example.shape[3])
     choices = choose(size, images, machine, options.bits or 8, None if target is None else str(target))
+    made_for = next(choice.value for choice in choices if choice.key == "target")
     facts = _model_facts(model, loaded, choices, example, classes)
     trained_by = float_recipe(images) if loaded.untrained and options.weights is None else None
     starter = Starter(
@@ -108,7 +108,7 @@ def init_verb(options: QuantizeOptions) -> Starter:
         tried=seen,
         choices=choices,
         cautions=cautions(facts, images, seen, choices, machine),
-        commands=next_commands(dataclasses.replace(options, data=data), loaded.name, trained_by),
+        commands=next_commands(dataclasses.replace(options, data=data), loaded.name, trained_by, made_for, host),
     )
     text = starter_toml(choices, findings(starter), starter.commands)
     parse_recipe(text, str(options.output))
@@ -127,8 +127,9 @@ def findings(starter: Starter) -> tuple[str, ...]:
     steps = "; ".join(f"{count} {kind}" for kind, count in model.float_steps.items())
     steps = f"; between INT8 kernels: {steps}" if steps else ""
     seen = f"{images.looked_at} looked at: {sizes}, {colours}"
+    outputs = f"{model.classes} output{'' if model.classes == 1 else 's'}"
     lines = [
-        f"Model: {model.source}; {model.classes} outputs; {model.layers} layers, {whole}{steps}",
+        f"Model: {model.source}; {outputs}; {model.layers} layers, {whole}{steps}",
         f"Data: {images.description}; {counts} training images a class; {seen}",
         f"Preprocessing: {starter.preprocessing}",
     ]
@@ -149,15 +150,6 @@ def _told_from_random(loaded: LoadedModel, options: QuantizeOptions) -> LoadedMo
         return loaded
     source = f"{options.model}, whose weights are drawn at random (trained ones come with --weights FILE)"
     return dataclasses.replace(loaded, untrained=True, source=source)
-
-
-def _require_free(path: Path, *, force: bool) -> None:
-    if path.suffix != ".toml":
-        raise InputError(f"{path} is not named as a TOML file.", f"pass -o {path.name or 'recipe'}.toml.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder.", "pass -o with the name of a file.")
-    if path.exists() and not force:
-        raise InputError(f"{path} exists already.", "pass --force to replace it, or another name with -o.")
 
 
 def _known_preprocessing(options: QuantizeOptions, loaded: LoadedModel) -> tuple[Preprocessing | None, str]:
@@ -187,12 +179,10 @@ def _opened(data: DataOptions, base: Preprocessing | None) -> tuple[DataOptions,
     return data, splits
 
 
-def _machine() -> Machine:
-    gpus = driver().gpus
-    packages = (("tensorrt", "TensorRT"), ("tensorrt_rtx", "TensorRT-RTX"))
-    specs = [(name, importlib.util.find_spec(module)) for module, name in packages]
-    found = [name for name, spec in specs if spec is not None and spec.origin is not None]  # else a folder without code
-    return Machine(gpus[0].name if gpus else "", found[0] if found else "")
+def _machine(host: Host) -> Machine:
+    names = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+    found = [name for package, name in names.items() if package in host.versions]
+    return Machine("" if host.gpu is None else host.gpu.name, found[0] if found else "")
 
 
 def _model_facts(

@@ -6,12 +6,18 @@ import json
 import shlex
 import textwrap
 from collections.abc import Sequence
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from faq_deploy.new_run import QuantizeOptions
+from engines.engine_commands import build_words, eval_words
+from engines.errors import InputError
+from engines.host import Host
 from faq_deploy.starter_rules import Choice
 
-__all__ = ["next_commands", "starter_toml"]
+if TYPE_CHECKING:
+    from faq_deploy.new_run import QuantizeOptions
+
+__all__ = ["next_commands", "require_free", "starter_toml"]
 
 _WIDTH: Final = 116
 
@@ -43,13 +49,17 @@ def starter_toml(choices: Sequence[Choice], found: Sequence[str], commands: Sequ
     return "\n".join(lines) + "\n"
 
 
-def next_commands(options: QuantizeOptions, name: str, float_recipe: str | None) -> tuple[tuple[str, ...], ...]:
+def next_commands(
+    options: QuantizeOptions, name: str, float_recipe: str | None, target: object, host: Host
+) -> tuple[tuple[str, ...], ...]:
     """What to type after `init`, to the verdict.
 
     Args:
         options: of `init`, with what it found out about the images.
         name: of the model, for the run's folder.
         float_recipe: to train by, where there are no weights; else None.
+        target: of the recipe.
+        host: this machine, which `build` and `eval` are for.
     """
     run, weights = f"runs/{name}", options.weights
     common = [options.model or "MODEL", *_data_words(options)]
@@ -62,7 +72,27 @@ def next_commands(options: QuantizeOptions, name: str, float_recipe: str | None)
         words += ["--num-classes", str(options.num_classes)]
     words += ["--ema"] * options.prefer_ema
     words += [*common[1:], "--recipe", str(options.output), "-o", run]
-    return (*trainings, tuple(words), *(("faq-deploy", verb, run) for verb in ("export", "build", "eval")))
+    build = build_words(run, target, host)
+    steps = ["build/tensorrt-rtx"] if "tensorrt-rtx" in build else []
+    return (*trainings, tuple(words), ("faq-deploy", "export", run), build, eval_words(run, steps, host))
+
+
+def require_free(path: Path, *, force: bool) -> None:
+    """Refuse a recipe file that can't be written.
+
+    Args:
+        path: of the file.
+        force: whether one that is there may be replaced.
+
+    Raises:
+        InputError: it is named otherwise, is a folder, or is there and may not be replaced.
+    """
+    if path.suffix != ".toml":
+        raise InputError(f"{path} is not named as a TOML file.", f"pass -o {path.name or 'recipe'}.toml.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder.", "pass -o with the name of a file.")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already.", "pass --force to replace it, or another name with -o.")
 
 
 def _data_words(options: QuantizeOptions) -> list[str]:

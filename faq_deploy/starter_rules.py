@@ -233,7 +233,7 @@ def _target(machine: Machine, asked: str | None) -> Choice:
     if machine.gpu:
         return Choice("target", "tensorrt", f"this machine has an NVIDIA GPU ({machine.gpu})")
     if machine.tensorrt:
-        return Choice("target", "tensorrt", f"{machine.tensorrt} is installed: engines for NVIDIA GPUs are built here")
+        return Choice("target", "tensorrt", f"{machine.tensorrt} is installed, which makes engines for NVIDIA GPUs")
     reason = "neither an NVIDIA GPU nor TensorRT was found: fastest on CPUs. For a GPU elsewhere: tensorrt"
     return Choice("target", "onnxruntime", reason)
 

@@ -8,6 +8,7 @@ import linecache
 import logging
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ __all__ = [
 # The traced batch size: a prime, so that the batch is found again in every shape, however the model reshapes. The
 # tensors are fake, so it costs nothing.
 BATCH: Final = 1009
+
+# where torchvision's detectors take images apart and choose boxes
+_AROUND_BODIES: Final = ("torchvision/models/detection/transform.py", "torchvision/ops/boxes.py")
 
 _FILLED: Final = {"new_zeros": 0, "zeros_like": 0, "new_ones": 1, "ones_like": 1, "new_full": 0}
 
@@ -157,6 +161,14 @@ def _where(error: BaseException, statement: bool = False) -> str:
 
 def _failure(error: Exception) -> InputError:
     kind = type(error).__name__
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(file.endswith(_AROUND_BODIES) for file in files):
+        return InputError(
+            f"the model is a whole detector: it prepares images and chooses boxes ({_where(error).rstrip(': ')}), "
+            "which can't be traced.",
+            "prepare its body alone (backbone, pyramid and heads), as docs/tasks.md shows under Detection: images, "
+            "anchors and boxes stay outside, in float.",
+        )
     if "DataDependent" in kind or "data-dependent" in str(error):
         return InputError(
             f"the model can't be traced: {_where(error, statement=True)}depends on the values of a tensor.",

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from engines.errors import FaqError, InputError
 
-__all__ = ["failures_named", "named_in_file", "near_names", "run_file"]
+__all__ = ["failures_named", "named_in_file", "near_names", "require_model_file", "run_file"]
 
 
 def run_file(file: Path, remedy: str) -> ModuleType:
@@ -35,6 +35,21 @@ def run_file(file: Path, remedy: str) -> ModuleType:
     with failures_named(file, "the file", remedy):
         spec.loader.exec_module(module)
     return module
+
+
+def require_model_file(spec: str) -> Path:
+    """The file of a model of the user's own.
+
+    Args:
+        spec: `path/file.py:factory`.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    file = Path(spec.rpartition(":")[0]).expanduser()
+    if not file.is_file():
+        raise InputError(f"{file} does not exist, so there is no model {spec}.", "pass path/file.py:factory.")
+    return file
 
 
 def named_in_file(spec: str, what: str, remedy: str) -> tuple[Callable[..., object], Path]:

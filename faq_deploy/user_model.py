@@ -12,7 +12,7 @@ from torch import nn
 
 from engines.errors import InputError
 from faq_deploy.architecture import Architecture, local_weights
-from faq_deploy.user_code import failures_named, near_names, run_file
+from faq_deploy.user_code import failures_named, near_names, require_model_file, run_file
 
 __all__ = ["user_architecture"]
 
@@ -35,10 +35,7 @@ def user_architecture(spec: str, weights: str | None) -> Architecture:
     Raises:
         InputError: no such file or factory, or the code raises: with file, line and reason. Building may raise it too.
     """
-    file_name, _, factory_name = spec.rpartition(":")
-    file = Path(file_name).expanduser()
-    if not file.is_file():
-        raise InputError(f"{file} does not exist, so there is no model {spec}.", "pass path/file.py:factory.")
+    file, factory_name = require_model_file(spec), spec.rpartition(":")[2]
     module = run_file(file, _REMEDY)
     factory = getattr(module, factory_name, None)
     if not callable(factory) or isinstance(factory, nn.Module):

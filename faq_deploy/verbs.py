@@ -158,6 +158,7 @@ def export_verb(run: RunFolder, check_images: int, say: Say, *, pack_int4: bool 
         outputs=["model.onnx"],
         versions=engine_versions(),
         facts={
+            "target": stored.recipe.target,
             "bytes": result.bytes,
             "agreement": [dataclasses.asdict(a) for a in result.agreements],
             "proven_layers": sum(b.proven for b in result.bounds),

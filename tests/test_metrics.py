@@ -46,6 +46,11 @@ def test_mean_iou_by_hand() -> None:
     assert value("mean-iou", {"aux": scores[:, ::-1], "out": scores}, masks) == 50.0
 
 
+def test_top_k_of_scores_of_masks_names_the_metric_for_these() -> None:
+    with pytest.raises(InputError, match=r"top-1 got outputs of shape \(2, 3, 4, 4\).*\n.*take mean-iou"):
+        value("top-1", np.zeros((2, 3, 4, 4), np.float32), np.zeros((2, 4, 4), np.int64))
+
+
 def test_a_function_gets_all_images_and_a_class_one_batch_at_a_time() -> None:
     shapes: list[tuple[int, ...]] = []
 

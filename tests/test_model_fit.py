@@ -22,6 +22,13 @@ class Pair(nn.Module):
         return (logits, x) if self.always or self.training else logits
 
 
+class Boxes(nn.Module):
+    """Gives a list with a dict for each image, as torchvision's detectors do."""
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        return [{"boxes": torch.zeros(7, 4), "scores": torch.zeros(7)} for _ in x]
+
+
 def normed(channels: int = 3) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(channels), nn.Flatten(), nn.Dropout(0.5))
 
@@ -46,6 +53,7 @@ def test_model_that_fits_passes() -> None:
         (normed(3), images(channels=1), "m fails on images of shape 1x6x5", "--color RGB"),
         (nn.Linear(9, 9), images(), "m fails on images of shape 3x6x5", "--crop"),
         (nn.Conv2d(3, 4, 3), images(), "an output of shape 4x4x3 per image", "classifier"),
+        (Boxes(), images(), "an output of shape 4 per image", "docs/tasks.md"),
         (nn.ReLU(), images(), "an output of shape 3x6x5 per image", "classifier"),
         (normed(), images(), "m has 3 classes but the data has 4", "--num-classes"),
     ],
@@ -55,6 +63,11 @@ def test_model_that_does_not_is_named(model: nn.Module, example: Tensor, what: s
         require_fit(model, example, "m", 4)
     assert what in caught.value.what
     assert remedy in caught.value.remedy
+
+
+def test_one_output_is_not_counted_as_several() -> None:
+    with pytest.raises(InputError, match=r"let net\.py:make make 1 output \(--num-classes 1 "):
+        require_fit(normed(), images(), "net.py:make", 1)
 
 
 def test_first_of_several_outputs_is_judged_and_named() -> None:

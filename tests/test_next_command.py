@@ -11,20 +11,25 @@ from click.testing import CliRunner
 
 import cli
 from engines.doctor import Check
+from engines.engine_commands import build_words, eval_words
+from engines.host import Gpu, Host
 from engines.next_command import next_command
 from engines.run_folder import RunFolder
 
 TORCH = ("torch", "torchvision")
+A10 = Gpu("NVIDIA A10", 86, 24 << 30)
+BARE = Host(None, {})
+RTX_ALONE = Host(None, {"tensorrt-rtx": "1.7"})
 
 
-def command(folder: Path, *fine: str) -> str:
+def command(folder: Path, *fine: str, host: Host = BARE) -> str:
     checks = [Check(name, "ok" if name in fine else "missing", "x", "" if name in fine else "x") for name in NAMES]
-    found = next_command(checks, folder)
+    found = next_command(checks, host, folder)
     assert found.why
     return found.command
 
 
-NAMES = (*TORCH, "GPU", "tensorrt")
+NAMES = (*TORCH, "GPU", "tensorrt", "tensorrt-rtx")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,7 @@ NAMES = (*TORCH, "GPU", "tensorrt")
         (TORCH, "faq-deploy demo"),
         ((*TORCH, "GPU"), "pip install 'faq-deploy[tensorrt]'"),
         ((*TORCH, "GPU", "tensorrt"), "faq-deploy demo"),
+        ((*TORCH, "GPU", "tensorrt-rtx"), "faq-deploy demo"),
     ],
 )
 def test_in_an_empty_folder_it_is_what_is_missing_first_or_the_demo(
@@ -71,6 +77,32 @@ def test_each_step_of_a_run_names_the_one_behind_it(tmp_path: Path) -> None:
         ("faq-deploy eval 'runs/r 18'", pip),
         ("faq-deploy bundle 'runs/r 18' -o 'runs/r 18.tgz'", pip),
     ]
+
+
+@pytest.mark.parametrize(
+    ("host", "build", "judge"),
+    [
+        (BARE, "faq-deploy build run", "faq-deploy eval run --allow-skip"),
+        (RTX_ALONE, "faq-deploy build run --runtime tensorrt-rtx", "faq-deploy eval run --allow-skip"),
+        (Host(A10, RTX_ALONE.versions), "faq-deploy build run --runtime tensorrt-rtx", "faq-deploy eval run"),
+        (Host(A10, {"tensorrt": "11.4", "tensorrt-rtx": "1.7"}), "faq-deploy build run", "faq-deploy eval run"),
+        (Host(Gpu("GTX 1080", 61, 8 << 30), RTX_ALONE.versions), "faq-deploy build run", "faq-deploy eval run"),
+    ],
+)
+def test_engines_are_built_by_what_is_here_and_those_for_another_machine_are_skipped(
+    tmp_path: Path, host: Host, build: str, judge: str
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.record("export", version="0", facts={"target": "tensorrt"})
+    assert command(tmp_path, *TORCH, host=host) == build
+    run.record("build/tensorrt-rtx-sm86", version="0")
+    assert command(tmp_path, *TORCH, host=host) == judge
+
+
+def test_run_of_another_target_is_built_as_it_is() -> None:
+    assert build_words("run", "onnxruntime", RTX_ALONE) == ("faq-deploy", "build", "run")
+    assert eval_words("run", ["build/onnxruntime"], RTX_ALONE) == ("faq-deploy", "eval", "run")
 
 
 def test_newest_run_counts_and_other_manifests_do_not(tmp_path: Path) -> None:

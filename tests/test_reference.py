@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from engines.errors import InputError
 from engines.ort import OrtRunner
 from engines.parity import compare_codes, logit_bits
 from engines.reference import ReferenceRunner
+from engines.reference_ops import OPERATORS
 from tests.onnx_checks import three_ways
 from tests.onnx_nets import Target, around, constant_of, images, residual_net, saved, with_constant
 
@@ -167,7 +169,17 @@ def test_a_single_output_of_any_name_is_the_logits(tmp_path: Path) -> None:
 
 def test_an_unsupported_operator_is_named(tmp_path: Path) -> None:
     node = helper.make_node("Hardmax", ["x.values"], ["y"], name="gate")
-    with pytest.raises(InputError, match="Hardmax gate is not an operator of the integer reference"):
+    with pytest.raises(InputError, match="Hardmax gate is not an operator of the integer reference") as caught:
+        ReferenceRunner(saved(around([node], {}, (1, 2, 2)), tmp_path))
+    assert len(caught.value.remedy) < 120
+    page = (Path(__file__).parents[1] / "docs" / "engines.md").read_text("utf-8")
+    listed = page.partition("runs ONNX files with these operators")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == set(OPERATORS)
+
+
+def test_a_node_with_several_outputs_is_named(tmp_path: Path) -> None:
+    node = helper.make_node("Dropout", ["x.values"], ["y", "mask"], name="gate")
+    with pytest.raises(InputError, match="Dropout gate has 2 outputs, and the integer reference computes one"):
         ReferenceRunner(saved(around([node], {}, (1, 2, 2)), tmp_path))
 
 

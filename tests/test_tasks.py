@@ -10,11 +10,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import engines
 import faq_deploy
+from engines.errors import InputError
 from engines.parity import compare_logits
 from faq_deploy.given_outputs import OutputWarning
 from faq_deploy.graph import Graph
@@ -49,6 +51,16 @@ def prepared(name: str, target: str, size: int = 32) -> tuple[nn.Module, faq_dep
     model = faq_deploy.prepare(net, images(2, size), target, output="*")  # type: ignore[arg-type]
     faq_deploy.calibrate(model, [images(4, size)])
     return net, model
+
+
+@pytest.mark.parametrize("example", [images(1), [torch.zeros(3, 64, 64)]])
+@pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "fcos_resnet50_fpn", "fasterrcnn_resnet50_fpn"])
+def test_whole_detector_is_refused_with_the_way_to_its_body(name: str, example: object) -> None:
+    make = getattr(torchvision.models.detection, name)
+    with pytest.raises(InputError, match="is a whole detector") as caught:
+        faq_deploy.prepare(make(weights=None, weights_backbone=None).eval(), example)  # type: ignore[arg-type]
+    assert "prepare its body alone" in caught.value.remedy
+    assert "docs/tasks.md shows under Detection" in caught.value.remedy
 
 
 def step(model: nn.Module, data: Tensor) -> None:

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 import faq_deploy
 from engines.files import sha256_of
+from engines.run_folder import RunFolder
 from tests.cpu_kernels import optimized_is_exact
 from tests.nets import with_statistics
 from tests.quantized import images
@@ -111,6 +112,7 @@ def test_report_of_a_file_is_a_page_where_one_is_asked_for(call: Call, made: tup
 
 
 def test_a_page_of_a_run_is_not_asked_for(call: Call, tmp_path: Path) -> None:
+    RunFolder(tmp_path).record("begin", version="0")
     result = call("eval", tmp_path, "--html", tmp_path / "page.html")
     assert result.exit_code == 2
     assert "--html goes with an ONNX file, not with a run" in result.output

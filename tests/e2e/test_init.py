@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 import tomllib
 from PIL import Image
 
+from engines.engine_commands import build_words
+from engines.host import Host, this_host
+from faq_deploy import starter
 from faq_deploy.recipe import load_recipe
 from tests.e2e.conftest import Call
 from tests.e2e.photos import SIZE, colour_folder
@@ -55,11 +59,23 @@ def test_recipe_is_taken_as_it_is_and_the_printed_commands_reach_a_verdict(
     assert quantize[1:5] == ["quantize", f"{nets}:nearest", "--data", str(photos)]
     assert call(*quantize[1:], "--epochs", 1).exit_code == 0
     assert [words[1] for words in others] == ["export", "build", "eval"]
-    for words, following in zip(others, ("build", "eval", None), strict=True):
+    assert others[1:] == [list(build_words("runs/nearest", recipe.target, this_host())), others[2]]
+    for words, following in zip(others, (*others[1:], None), strict=True):
         result = call(*words[1:])
-        assert result.exit_code == 0, words
-        assert following is None or f"Next: faq-deploy {following} runs/nearest\n" in result.stdout
+        assert result.exit_code == 0, (words, result.output)
+        assert following is None or f"Next: {shlex.join(following)}\n" in result.stdout
     assert "preprocessing: no resize, center crop" in call("eval", "runs/nearest").stdout
+
+
+def test_where_only_tensorrt_rtx_is_installed_its_engines_are_what_the_commands_build(
+    call: Call, nets: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter, "this_host", lambda: Host(None, {"tensorrt-rtx": "1.7"}))
+    result = call("init", f"{nets}:nearest", "--data", photos, "-o", tmp_path / "mine.toml")
+    assert result.exit_code == 0, result.output
+    build, judge = result.stdout.splitlines()[-2:]
+    assert build == "  faq-deploy build runs/nearest --runtime tensorrt-rtx"
+    assert judge == "  faq-deploy eval runs/nearest --allow-skip"
 
 
 def test_each_value_of_the_file_stands_under_its_reason(call: Call, tmp_path: Path) -> None:
@@ -108,6 +124,8 @@ def test_folder_without_a_validation_part_is_split_and_the_size_is_what_the_net_
     found = json.loads(result.stdout)
     assert (found["images"]["train"], found["images"]["val"], found["images"]["grey"]) == (12, 3, True)
     assert found["model"]["input_shape"] == [1, 32, 32]
+    augment = next(choice["reason"] for choice in found["choices"] if choice["key"] == "training.augment")
+    assert augment == "here it means cifar, for images of this size"
     words = found["commands"][0]
     assert words[5:13] == ["--train-fraction", "0.8", "--resize", "32", "--crop", "32", "--color", "L"]
     assert call(*words[1:-1], tmp_path / "run", "--epochs", 1).exit_code == 0
@@ -125,6 +143,7 @@ def test_net_of_ones_own_with_random_weights_is_trained_first(
     assert "whose weights are drawn at random" in found["model"]["source"]
     train, quantize, *_ = found["commands"]
     assert train[1:4] == ["train", "small.py:net", "--data"]
+    assert train[train.index("--recipe") + 1] == "cifar-quick"
     assert call(*train[1:], "--epochs", 1).exit_code == 0
     assert quantize[1:5] == ["quantize", "small.py:net", "--weights", "runs/net-float/float.pth"]
     assert call(*quantize[1:], "--epochs", 0).exit_code == 0
