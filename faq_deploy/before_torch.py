@@ -70,7 +70,7 @@ def require_model(model: str | None) -> str:
     """What MODEL is.
 
     Raises:
-        InputError: nothing.
+        InputError: none was named.
     """
     if not model:
         raise InputError("No MODEL was named.", "name one, such as torchvision:resnet18 or my_net.py:build.")

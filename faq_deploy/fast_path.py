@@ -28,7 +28,7 @@ _Trial = tuple[str, Tensor, Tensor]
 def fast_path(first: Tensor, *others: Tensor | None) -> Passes | None:
     """The compiled passes, if they can take these tensors and are right on this machine.
 
-    The first call of a process loads them, and compiles them where nobody has yet: about a second.
+    The first call of a process loads them, and compiles them where nobody has yet: about three seconds.
     """
     return _choice().passes if fits(first, *others) else None
 
