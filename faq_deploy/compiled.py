@@ -56,7 +56,7 @@ def library_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 @functools.cache
 def library() -> Library:
-    """The compiled passes; the first call of a machine compiles them, in about three seconds. Not yet tried for their bits.
+    """The compiled passes, not yet tried for their bits; a machine's first call compiles them, in some three seconds.
 
     torch must have been imported, so that its threads are the library's too.
     """
