@@ -28,6 +28,14 @@ class NormalizesBatches(nn.Module):
 
     synchronized = False
 
+    def repeats(self) -> bool:
+        """Whether this is the forward pass that gradient checkpointing repeats in the backward pass.
+
+        It must give what the first one gave, so that running statistics are neither moved nor, where they have moved
+        since, used.
+        """
+        return self.training and torch._C._current_graph_task_id() != -1
+
 
 def synchronize(net: nn.Module) -> int:
     """Let every such layer of a net take the images of all processes; every process must do so.

@@ -38,10 +38,12 @@ class LiveNorm(NormalizesBatches):
         self.eps, self.momentum = eps, momentum
         self.register_buffer("running_mean", mean)
         self.register_buffer("running_var", var)
+        self._var_before: Tensor | None = None  # the running variance that the latest forward pass in training found
 
     def factor(self) -> Tensor:
-        """a from the running variance, shape (channels,)."""
-        return self.weight / torch.sqrt(self.running_var + self.eps)
+        """a from the running variance, shape (channels,); in a pass for gradient checkpointing the first pass' a."""
+        var = self._var_before if self.repeats() and self._var_before is not None else self.running_var
+        return self.weight / torch.sqrt(var + self.eps)
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """a and c = β - μ·a from the running statistics, shape (channels,)."""
@@ -63,9 +65,11 @@ class LiveNorm(NormalizesBatches):
             alive = a.abs() > torch.finfo(a.dtype).tiny ** 0.5  # else a² is no normal number
             a = torch.where(alive, a, 1.0)
             square = a.square()
-            factor = self.momentum * alive
-            self.running_mean.lerp_(mean / a, factor)
-            self.running_var.lerp_(var / square * unbiased(count), factor)
+            if not self.repeats():
+                self._var_before = self.running_var.clone()
+                factor = self.momentum * alive
+                self.running_mean.lerp_(mean / a, factor)
+                self.running_var.lerp_(var / square * unbiased(count), factor)
             # of the layer's plain output the batch norm would divide by √(var/a² + ε), and |a|·√(σ²+ε) is |γ|
             var += square * self.eps
         weight = self.weight.abs()

@@ -20,10 +20,13 @@ def made_again(tensor: Tensor | None) -> contextlib.AbstractContextManager[None]
     tensor remembers what it was made of, and its `again` repeats it.
 
     Args:
-        tensor: what an operation is given. One whose maker has no `again` is kept as usual.
+        tensor: what an operation is given. One whose maker has no `again` is kept as usual, and so are all where
+            somebody else's hooks say how, such as those of gradient checkpointing, which give a tensor once only.
     """
     maker = None if tensor is None else tensor.grad_fn
     if tensor is None or not hasattr(maker, "again"):
+        return contextlib.nullcontext()
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
         return contextlib.nullcontext()
     address, count = tensor.data_ptr(), tensor.numel()
 

@@ -113,8 +113,9 @@ class QuantizedBatchNorm(NormalizesBatches):
             return _scaled(x, *self.constants(self.running_mean, self.running_var))
         with torch.no_grad():
             mean, var, count = batch_statistics(x, synchronized=self.synchronized)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * unbiased(count), self.momentum)
+            if not self.repeats():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * unbiased(count), self.momentum)
             a, c = self.constants(mean, var)
         norm = _Straight(self.weight.detach(), a, c, mean, torch.rsqrt(var + self.eps), self.synchronized)
         return normalized(x, self.weight, self.bias, norm, clip, other)

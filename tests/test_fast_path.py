@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from engines.host import c_compiler
 from faq_deploy import compiled, fast_path
 from faq_deploy.fixed_point import FixedPoint, quantize_activation, quantize_weight
-from faq_deploy.layers import WeightedLayer
 from faq_deploy.net import QuantizedNet
 from faq_deploy.passes import Passes, fits
 from faq_deploy.quantize import _slower
@@ -207,28 +206,6 @@ def test_a_weight_changed_between_forward_and_backward_is_refused_as_torch_refus
         next(net.parameters()).mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-@pytest.mark.parametrize("batch_norm", ["fold", "paper"])
-def test_no_quantized_weight_is_kept_for_the_gradient(batch_norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What autograd saves from outside the convolutions' own hooks has no weight on its grid."""
-    net = block(batch_norm)
-    layers = [layer for layer in net.modules() if isinstance(layer, WeightedLayer)]
-    on_grids = [layer.constants()[0].detach() for layer in layers]
-    saved: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tensor.detach().clone())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = net(noise(4, 3, 40, 40, seed=1)).square().sum()
-    shapes = {tuple(t.shape) for t in on_grids}
-    kept = [t for t in saved if tuple(t.shape) in shapes]
-    assert len(kept) >= len(layers)  # the float weights
-    assert not any(t.shape == grid.shape and t.equal(grid) for t in kept for grid in on_grids)
-    loss.backward()
-    assert all(layer.weight.grad is not None for layer in layers)
 
 
 def test_a_training_without_them_says_so_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
