@@ -28,8 +28,9 @@ HEAD: Final = """\
 Written by `benchmarks/performance_page.py` from the files in `benchmarks/results`; edit those, not this page. What
 else was measured is in [Speed](speed.md).
 
-All was measured on one machine with 2 cores and no GPU, on which other work was going on ("load before" is the number
-of busy processes): CPU time holds under load, wall time only tells an upper limit.
+All was measured on machines with 2 cores of an AMD EPYC and no GPU, some with VNNI and some without, on which other
+work was going on ("load before" is the number of busy processes): CPU time holds under load, wall time only tells an
+upper limit. Ratios are medians of the ratios in the same round, not quotients of the medians beside them.
 
 A `+` behind a commit says that files of the working tree differed from it while it was measured. Times say of what they
 are: "a batch" is all of its images together, "an image" one of them; "step, s" is a batch, too.
@@ -121,24 +122,27 @@ OTHERS: Final = """\
 ## Beside other tools
 Each tool in a process of its own, all taking turns step by step: CPU time of one thread. A step is forward, backward
 and SGD with momentum, and for ours the new exponents too. Its memory is the tensors that live at once at most, beyond
-those between two steps, as torch's allocator counts them. Ranges come from 5 batches. "onnxruntime by fp32" is the
-exported file's images a second on this CPU, by those of the float file. The tables are printed by these commands, which
-install the tools:
+those between two steps, as torch's allocator counts them. Ranges come from 5 batches; what folds batch norms into the
+weights can take less than the float net's forward passes, which are 1. "onnxruntime by fp32" is the exported file's
+images a second on this CPU, by those of the float file. All have the same memory layout. The tables are printed by
+these commands, which install the tools:
 
+<!-- not run: it installs tools of others and takes half an hour -->
 ```
 python benchmarks/peers/speed.py --environments DIR --net resnet18
 python benchmarks/peers/speed.py --environments DIR --net mobilenet_v2 --rounds 4 --together 4
 ```
 
-With MobileNet v2 all of them at once don't fit 23 GiB: `--together 4` lets four take turns beside a float net, then the
-other three beside one of their own. A tool that the kernel ends for want of memory ends the run; what was measured by
-then is printed.
+With MobileNet v2 all of them at once don't fit 23 GiB: the second command lets four take turns beside a float net, then
+the other three beside one of their own. A tool that the kernel ends for want of memory ends the run; what was measured
+by then is printed.
 
-With the compiled passes ([Speed](speed.md#compiled-passes)) a step of ours costs less than the float step on both nets,
-and a step of every other tool more; it needs less memory than the float step, where the others need at least as much.
-Rounds differ by up to 20 %, so that the order among our three forms says nothing. Export of ours, with its checks, is
-the fastest; what other tools write is not checked. Brevitas finds ranges as fast as ours on ResNet-18 and faster on
-MobileNet v2: its quantizers stand at ReLUs and at the input alone, ours at all inputs of layers and sums.
+With the compiled passes ([Speed](speed.md#compiled-passes)) a step of ours costs on ResNet-18 what the float step does,
+on MobileNet v2 less, and on both less than that of any other tool. It needs less memory than the float step, where the
+others need at least as much. Rounds differ by up to 20 %, so that the order among our three forms says nothing, and
+ModelOpt's step on ResNet-18 is not far. Export of ours, with its checks, is the fastest; what other tools write is not
+checked. Brevitas finds ranges as fast as ours on ResNet-18 and faster on MobileNet v2: its quantizers stand at ReLUs
+and at the input alone, ours at all inputs of layers and sums.
 
 torch.ao's fake quantizer has no ONNX form in this version of torch. Files of ModelOpt and Brevitas, and ours for target
 `tensorrt`, are made for other engines than onnxruntime on a CPU; and this CPU has no VNNI, where 8 bits gain little

@@ -13,6 +13,7 @@ __all__ = [
     "NormalizesBatches",
     "batch_statistics",
     "freeze_statistics",
+    "in_backward_pass",
     "normalization_gradient",
     "synchronize",
     "unbiased",
@@ -34,7 +35,12 @@ class NormalizesBatches(nn.Module):
         It must give what the first one gave, so that running statistics are neither moved nor, where they have moved
         since, used.
         """
-        return self.training and torch._C._current_graph_task_id() != -1
+        return self.training and in_backward_pass()
+
+
+def in_backward_pass() -> bool:
+    """Whether autograd is computing gradients now, in this thread: a forward pass within is one that it repeats."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def synchronize(net: nn.Module) -> int:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from engines.errors import InputError
 from faq_deploy.batch_norm import BatchNormMode
+from faq_deploy.batch_statistics import in_backward_pass
 from faq_deploy.net import QuantizedNet
 from faq_deploy.place import Target
 from faq_deploy.recipe import Recipe
@@ -87,7 +88,7 @@ class PreparedModel(nn.Module):
         Returns:
             Logits, float32, (N, classes). Where the recipe keeps all outputs: what the model returned, a dict, say.
         """
-        if self.training and self._calibrated:
+        if self.training and self._calibrated and not in_backward_pass():
             self.net.before_step(False)
         found = self.net(images)
         if self._structure is None:
