@@ -24,9 +24,7 @@ def made_again(tensor: Tensor | None) -> contextlib.AbstractContextManager[None]
             somebody else's hooks say how, such as those of gradient checkpointing, which give a tensor once only.
     """
     maker = None if tensor is None else tensor.grad_fn
-    if tensor is None or not hasattr(maker, "again"):
-        return contextlib.nullcontext()
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+    if tensor is None or not hasattr(maker, "again") or _somebody_has_hooks():
         return contextlib.nullcontext()
     address, count = tensor.data_ptr(), tensor.numel()
 
@@ -37,6 +35,10 @@ def made_again(tensor: Tensor | None) -> contextlib.AbstractContextManager[None]
 
     # the hooks outlive this call, and must not hold the tensor itself
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpacked)
+
+
+def _somebody_has_hooks() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 @dataclass(frozen=True)

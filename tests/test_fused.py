@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faq_deploy import fused
+from faq_deploy import fused, made_again
 from faq_deploy.fixed_point import FixedPoint
 from faq_deploy.fusions import fusions
 from faq_deploy.graph import Graph, Node
@@ -204,8 +204,9 @@ def test_a_step_of_a_net_is_the_same(net: QuantizedNet) -> None:
     assert trained(net, x) == trained(plain(net), x)
 
 
-def test_a_step_keeps_less_for_its_gradient(net: QuantizedNet) -> None:
+def test_a_step_keeps_less_for_its_gradient(net: QuantizedNet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing between a norm and its quantizer is kept."""
+    monkeypatch.setattr(made_again, "_somebody_has_hooks", lambda: False)  # the counting ones change nothing
     x = noise(8, 3, 40, 40, seed=7)
     assert kept_bytes(net, x) < 0.85 * kept_bytes(plain(net), x)
 
