@@ -50,15 +50,15 @@ def _choice() -> _Choice:
     if found.functions is None:
         return _Choice(None, found.trouble)
     passes = Passes(found.functions, _LANES.get(torch.backends.cpu.get_cpu_capability(), 0))
-    if passes.lanes and _different(_gradient_through_batch_norm(passes)):
-        passes = replace(passes, lanes=0)  # torch sums up otherwise: its own kernel does that
     if name := first_difference(passes):
         return _Choice(None, f"torch's {name} rounds otherwise on this processor")
+    if passes.lanes and _different(_gradient_through_batch_norm(passes)):
+        passes = replace(passes, lanes=0)  # torch sums up otherwise: its own kernel does that
     return _Choice(passes)
 
 
 def first_difference(passes: Passes) -> str:
-    """What the passes compute otherwise than torch's operations do; empty if nothing.
+    """What the passes compute otherwise than torch's operations do, but for `Passes.gradient`; empty if nothing.
 
     Tried with halves, signed zeros, NaN, infinities and numbers below the normal ones, in both layouts.
     """
@@ -78,7 +78,7 @@ def first_difference(passes: Passes) -> str:
         ]
         if name := _different(trials):
             return name
-    return _different(_gradient_through_batch_norm(passes)) if passes.lanes else ""
+    return ""
 
 
 def _different(trials: Iterable[_Trial]) -> str:

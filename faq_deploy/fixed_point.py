@@ -150,12 +150,10 @@ class _ClippedActivation(torch.autograd.Function):
         values = torch.empty_like(x)
         ctx.clip = clip  # type: ignore[attr-defined]
         if passes := fast_path(x, values):
-            if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-                passes.quantize_numbers(x, values, None, clip)
-                return values
-            passing = torch.empty_like(x, dtype=torch.uint8)
+            passing = torch.empty_like(x, dtype=torch.uint8) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
             passes.quantize_numbers(x, values, passing, clip)
-            ctx.save_for_backward(passing)
+            if passing is not None:
+                ctx.save_for_backward(passing)
             return values
         for part, out in _pieces(x, values):
             clip.into(part, out)

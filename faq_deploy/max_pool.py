@@ -60,12 +60,10 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, passes: Passes, windows: Windows) -> Tensor:
         layout = _layout(x)
         pooled = torch.empty((*x.shape[:2], *windows.count), dtype=x.dtype, memory_format=layout)
-        if not ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-            passes.largest(x, pooled, None, windows)
-            return pooled
-        places = torch.empty_like(pooled, dtype=torch.uint8)
+        places = torch.empty_like(pooled, dtype=torch.uint8) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
         passes.largest(x, pooled, places, windows)
-        ctx.save_for_backward(places)
+        if places is not None:
+            ctx.save_for_backward(places)
         ctx.passes, ctx.windows, ctx.shape, ctx.layout = passes, windows, x.shape, layout  # type: ignore[attr-defined]
         return pooled
 

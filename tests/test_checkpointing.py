@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from faq_deploy.net import QuantizedNet
-from tests.compiled_passes import use_plain_path
+from tests.compiled_passes import bits, block, use_plain_path
 from tests.hand_graphs import noise
-from tests.test_fast_path import bits, block
 
 
 def trained(net: QuantizedNet, reentrant: bool | None) -> list[Tensor]:

@@ -2,87 +2,38 @@
 
 from __future__ import annotations
 
-import copy
-import ctypes
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
-from engines.host import c_compiler
 from faq_deploy import compiled, fast_path
 from faq_deploy.fixed_point import FixedPoint, quantize_activation, quantize_weight
-from faq_deploy.net import QuantizedNet
 from faq_deploy.passes import Passes, fits
 from faq_deploy.quantize import _slower
 from faq_deploy.scaled_weight import quantize_scaled_weight
-from tests.compiled_passes import require_compiled, use_plain_path
+from tests.compiled_passes import (
+    FIRST,
+    LAST,
+    bits,
+    block,
+    both,
+    changed_library,
+    require_compiled,
+    trained,
+    use_plain_path,
+)
 from tests.hand_graphs import noise
-from tests.quantized import make_recipe, quantized_net
-
-FIRST, LAST = torch.contiguous_format, torch.channels_last
 
 
 @pytest.fixture(autouse=True)
 def _compiled() -> None:
     require_compiled()
-
-
-def bits(x: Tensor) -> Tensor:
-    return x.detach().contiguous().view(torch.int32)
-
-
-def both(monkeypatch: pytest.MonkeyPatch, make: Callable[[], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    fast = make()
-    with monkeypatch.context() as patched:
-        use_plain_path(patched)
-        return fast, make()
-
-
-class Block(nn.Module):
-    """Batch norms with and without ReLU, a sum, a product without a norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 10, 3, padding=1, bias=False)
-        self.second = nn.Conv2d(10, 10, 3, padding=1, groups=2, bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(10) for _ in range(2))
-        self.third = nn.Conv2d(10, 7, 1)
-        self.linear = nn.Linear(7, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
-        x = F.relu(self.norms[0](self.first(x)))
-        x = F.relu(self.norms[1](self.second(x)) + x)
-        x = F.relu(self.third(x))
-        logits: Tensor = self.linear(x.mean((2, 3)))
-        return logits
-
-
-def block(batch_norm: str, bits: int = 8) -> QuantizedNet:
-    torch.manual_seed(0)
-    target = "paper" if batch_norm == "paper" else "tensorrt"
-    return quantized_net(Block(), make_recipe(target, bits, batch_norm), noise(8, 3, 40, 40, seed=3)).net.train()
-
-
-def trained(net: QuantizedNet, layout: torch.memory_format) -> list[Tensor]:
-    net = copy.deepcopy(net).to(memory_format=layout)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-    for seed in range(3):
-        net.refresh()
-        optimizer.zero_grad()
-        x = noise(16, 3, 40, 40, seed=seed).contiguous(memory_format=layout)
-        F.cross_entropy(net(x), torch.arange(16) % 4).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return [value for value in net.state_dict().values() if value.dtype == torch.float32]
 
 
 @pytest.mark.parametrize(
@@ -157,17 +108,6 @@ def test_what_does_not_fit_goes_the_plain_way() -> None:
     assert not fits(x[:0])
 
 
-def wrong_library(folder: Path, old: str, new: str) -> Passes:
-    """passes.c with other arithmetic."""
-    compiler, source, file = c_compiler(), folder / "wrong.c", folder / "wrong.so"
-    assert compiler is not None
-    text = Path(compiled.__file__).with_name("passes.c").read_text()
-    assert old in text
-    source.write_text(text.replace(old, new))
-    subprocess.run([compiler, *compiled._FLAGS, source, "-o", file, "-lm"], check=True, timeout=60)
-    return Passes(ctypes.CDLL(str(file)))
-
-
 INCLUDE = "#include <stdint.h>"
 
 
@@ -190,7 +130,7 @@ INCLUDE = "#include <stdint.h>"
     ],
 )
 def test_other_bits_are_noticed(old: str, new: str, operation: str, tmp_path: Path) -> None:
-    assert fast_path.first_difference(wrong_library(tmp_path, old, new)) == operation
+    assert fast_path.first_difference(Passes(changed_library(tmp_path, old, new))) == operation
 
 
 def test_the_real_ones_show_no_difference() -> None:

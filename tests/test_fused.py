@@ -21,7 +21,7 @@ from faq_deploy.layers import ActivationQuantizer
 from faq_deploy.live_norm import LiveNorm
 from faq_deploy.net import QuantizedNet
 from faq_deploy.quantized_batch_norm import QuantizedBatchNorm
-from tests.compiled_passes import require_compiled, use_plain_path
+from tests.compiled_passes import bits, require_compiled, use_plain_path
 from tests.hand_graphs import noise, norm_statistics
 from tests.quantized import make_recipe, quantized_net
 
@@ -80,11 +80,6 @@ class Step:
         return all(
             a.shape == b.shape and bits(a).equal(bits(b)) for a, b in zip(self.tensors, other.tensors, strict=True)
         )
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """As integers: NaN equals NaN, and 0 is not -0."""
-    return tensor.detach().contiguous().view(torch.int32)
 
 
 def step(norm: Norm, forward: Callable[..., Tensor], x: Tensor, other: Tensor | None) -> Step:

@@ -12,13 +12,9 @@ from torch import Tensor, nn
 
 from faq_deploy import fusions, layers, made_again
 from faq_deploy.layers import WeightedLayer
+from tests.compiled_passes import bits, block
 from tests.hand_graphs import noise
 from tests.quantized import make_recipe, quantized_net
-from tests.test_fast_path import block
-
-
-def bits(x: Tensor) -> Tensor:
-    return x.detach().contiguous().view(torch.int32)
 
 
 @pytest.fixture

@@ -14,19 +14,13 @@ from torch import Tensor
 from faq_deploy.batch_statistics import batch_statistics
 from faq_deploy.fixed_point import FixedPoint, quantize_activation
 from faq_deploy.max_pool import max_pool2d
-from tests.compiled_passes import require_compiled, use_plain_path
+from tests.compiled_passes import FIRST, LAST, bits, both, require_compiled, use_plain_path
 from tests.hand_graphs import noise
-
-FIRST, LAST = torch.contiguous_format, torch.channels_last
 
 
 @pytest.fixture(autouse=True)
 def _compiled() -> None:
     require_compiled()
-
-
-def bits(x: Tensor) -> Tensor:
-    return x.detach().contiguous().view(torch.int32)
 
 
 def with_gradient(pool: object, x: Tensor, window: tuple[list[int], ...], ceil_mode: bool) -> tuple[Tensor, Tensor]:
@@ -135,17 +129,16 @@ def test_a_quantizer_s_gradient_is_masked_as_torch_masks_it(
 ) -> None:
     x = noise(3, 5, 7, 9, seed=1).mul_(4).round_().div_(2).contiguous(memory_format=layout)  # values on the borders
     for gradient in (noise(3, 5, 7, 9, seed=2), noise(3, 5, 7, 9, seed=2).contiguous(memory_format=LAST)):
-        found = []
-        for plain in (False, True):
-            with monkeypatch.context() as patched:
-                if plain:
-                    use_plain_path(patched)
-                start = x.clone().requires_grad_()
-                torch.autograd.backward(quantize_activation(start, -6, FixedPoint(8, signed=True)), gradient)
-                found.append(start.grad)
-        assert found[0] is not None and found[1] is not None
-        assert bits(found[0]).equal(bits(found[1]))
-        assert 0 < int((found[0] == 0).sum()) < x.numel()
+
+        def of_x(given_: Tensor = gradient) -> list[Tensor]:
+            start = x.clone().requires_grad_()
+            torch.autograd.backward(quantize_activation(start, -6, FixedPoint(8, signed=True)), given_)
+            assert start.grad is not None
+            return [start.grad]
+
+        (fast,), (plain,) = both(monkeypatch, of_x)
+        assert bits(fast).equal(bits(plain))
+        assert 0 < int((fast == 0).sum()) < x.numel()
 
 
 @given(
@@ -160,10 +153,6 @@ def test_a_quantizer_s_gradient_is_masked_as_torch_masks_it(
 )
 def test_statistics_of_a_batch_are_torch_s(shape: tuple[int, ...], scale: float, seed: int) -> None:
     x = noise(*shape, seed=seed).add_(3).mul_(scale)
-    found = []
-    for plain in (False, True):
-        with pytest.MonkeyPatch.context() as patched:
-            if plain:
-                use_plain_path(patched)
-            found.append(batch_statistics(x, synchronized=False)[:2])
-    assert all(bits(a).equal(bits(b)) for a, b in zip(*found, strict=True))
+    with pytest.MonkeyPatch.context() as patched:
+        fast, plain = both(patched, lambda: [*batch_statistics(x, synchronized=False)[:2]])
+    assert all(bits(a).equal(bits(b)) for a, b in zip(fast, plain, strict=True))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,13 +9,11 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from engines.host import c_compiler
 from faq_deploy import compiled, fast_path
 from faq_deploy.grids import Clip
 from faq_deploy.passes import Passes
-from tests.compiled_passes import require_compiled
+from tests.compiled_passes import FIRST, LAST, bits, block, changed_library, require_compiled, trained
 from tests.hand_graphs import noise
-from tests.test_fast_path import FIRST, LAST, bits, block, trained
 
 CLIP = Clip(2.0**-3, (0, 15), (0.0, 2.0))
 
@@ -28,6 +24,7 @@ def passes() -> Passes:
     passes = fast_path._choice().passes
     assert passes is not None
     if not passes.lanes:
+        assert torch.backends.cpu.get_cpu_capability() != "AVX2"  # whose order of sums ours is
         pytest.skip("torch's kernels sum up otherwise on this processor")
     return passes
 
@@ -83,14 +80,9 @@ def test_it_is_torch_s_to_the_last_bit(
 def test_where_torch_sums_up_otherwise_its_own_kernel_is_taken(
     passes: Passes, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler, source, file = c_compiler(), tmp_path / "other.c", tmp_path / "other.so"
-    assert compiler is not None
-    text = Path(compiled.__file__).with_name("passes.c").read_text()
-    assert old in text
-    source.write_text(text.replace(old, new))
-    subprocess.run([compiler, *compiled._FLAGS, source, "-o", file, "-lm"], check=True, timeout=60)
+    library = changed_library(tmp_path, old, new)
     wanted = trained(block("fold"), LAST)
-    monkeypatch.setattr(fast_path, "library", lambda: compiled.Library(ctypes.CDLL(str(file))))
+    monkeypatch.setattr(fast_path, "library", lambda: compiled.Library(library))
     chosen = fast_path._choice.__wrapped__()
     assert chosen.passes is not None and chosen.passes.lanes == 0 and chosen.trouble == ""
     monkeypatch.setattr(fast_path, "_choice", lambda: chosen)
